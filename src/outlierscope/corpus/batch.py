@@ -1,0 +1,78 @@
+"""Batch: the model's inputs together with everything that statistics need to know about each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TEXT_CLASSES = ("initial", "special", "strong_delimiter", "weak_semantic", "other")
+"""Classes of text tokens; An et al. 2025 (Systematic Outliers), with ``special`` split off."""
+
+IMAGE_CLASSES = ("cls", "register", "border", "inner")
+"""Classes of the positions of an image encoder."""
+
+
+@dataclass
+class Batch:
+    """One forward pass: inputs and the identity of every token.
+
+    Attributes:
+        number: index of the batch in the whole corpus, from 0, whatever the number of processes.
+        stack: the stack whose positions these tokens are.
+        inputs: keyword arguments of the model's forward pass.
+        token_ids: [B, T] int64; -1 where a position has no token (image patches, padding).
+        real: [B, T] bool; false for padding. The real tokens of a row are contiguous.
+        classes: [B, T] uint8 index into ``class_names``.
+        class_names: ``TEXT_CLASSES`` or ``IMAGE_CLASSES``.
+        sequence_ids: [B] int64, numbered over the whole corpus from 0.
+        documents: where each sequence came from, for messages ("my.jsonl:17", a picture's file name).
+        dear: whether the dear statistics (full patterns, histograms, medians) are computed on this batch.
+    """
+
+    number: int
+    stack: str
+    inputs: dict[str, Any]
+    token_ids: Tensor
+    real: Tensor
+    classes: Tensor
+    class_names: tuple[str, ...]
+    sequence_ids: Tensor
+    documents: list[str]
+    dear: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Number of real tokens."""
+        return int(self.real.sum())
+
+    def rows(self, sequence: int) -> slice:
+        """The real positions of the batch's ``sequence``-th row, as a slice of T."""
+        real = self.real[sequence].nonzero()  # [T_real, 1]
+        if not len(real):
+            return slice(0, 0)
+        return slice(int(real[0]), int(real[-1]) + 1)
+
+    def split(self) -> tuple[Batch, Batch]:
+        """Two halves with the same number, for when the whole does not fit into memory."""
+        half = len(self.sequence_ids) // 2
+        return self._take(slice(0, half)), self._take(slice(half, None))
+
+    def _take(self, rows: slice) -> Batch:
+        return Batch(
+            number=self.number,
+            stack=self.stack,
+            inputs={
+                key: value[rows] if isinstance(value, torch.Tensor) else value
+                for key, value in self.inputs.items()
+            },
+            token_ids=self.token_ids[rows],
+            real=self.real[rows],
+            classes=self.classes[rows],
+            class_names=self.class_names,
+            sequence_ids=self.sequence_ids[rows],
+            documents=self.documents[rows],
+            dear=self.dear,
+        )

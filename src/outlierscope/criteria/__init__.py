@@ -1,0 +1,1 @@
+"""Which of what was measured is an outlier: one small class per rule of the literature."""
