@@ -1,0 +1,1 @@
+"""One pass over a corpus that ties model, corpus, statistics and criteria together."""

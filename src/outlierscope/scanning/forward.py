@@ -1,0 +1,106 @@
+"""One batch through the model under its taps, with nothing committed before the whole pass succeeded."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from outlierscope.model.attention import AttentionObserver
+from outlierscope.model.taps import Taps
+from outlierscope.stats.observation import Observation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from outlierscope.corpus.batch import Batch
+    from outlierscope.model.observed import ObservedModel
+    from outlierscope.model.sites import Site
+    from outlierscope.stats.attention_observation import AttentionObservation
+    from outlierscope.stats.measurements import Measurements
+
+
+class TappedModel:
+    """A model with its taps in place; a context manager that takes them off again.
+
+    Attributes:
+        halved: numbers of the batches that had to be halved for lack of memory.
+    """
+
+    def __init__(self, observed: ObservedModel, measurements: Measurements) -> None:
+        self._observed = observed
+        self._template = measurements
+        self._batch: Batch | None = None
+        self._fresh: Measurements | None = None
+        self._scratch: dict[Any, Any] = {}
+        self._exit = ExitStack()
+        self._inputs = set(inspect.signature(observed.module.forward).parameters)
+        self.halved: list[int] = []
+
+    def __enter__(self) -> Self:
+        sites = {site for site, _ in self._template}
+        module, anatomy = self._observed.module, self._observed.anatomy
+        self._exit.enter_context(Taps(module, anatomy, [site for site in sites if site.name != "pattern"], self._tensor))
+        self._attention = AttentionObserver(module, anatomy, self._pattern) if any(site.name == "pattern" for site in sites) else None
+        if self._attention:
+            self._exit.enter_context(self._attention)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._exit.close()
+
+    def observe(self, batch: Batch) -> Measurements:
+        """The statistics of one batch alone; the batch is halved when memory does not suffice for it."""
+        try:
+            return self._pass(batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error) or len(batch.sequence_ids) < 2:
+                raise
+        if self._observed.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.halved.append(batch.number)
+        first, second = batch.split()
+        measurements = self.observe(first)
+        measurements.merge(self.observe(second))
+        return measurements
+
+    def _pass(self, batch: Batch) -> Measurements:
+        fresh = self._template.fresh()
+        self._batch, self._fresh, self._scratch = batch, fresh, {}
+        try:
+            if self._attention:
+                self._attention.begin(batch)
+            inputs = {
+                key: value.to(self._observed.device) if isinstance(value, torch.Tensor) else value
+                for key, value in batch.inputs.items()
+            }
+            if "use_cache" in self._inputs:
+                inputs["use_cache"] = False
+            with torch.inference_mode():
+                self._observed.module(**inputs)
+        finally:
+            self._batch, self._fresh, self._scratch = None, None, {}
+        return fresh
+
+    def _tensor(self, site: Site, tensor: Tensor) -> None:
+        assert self._batch is not None  # noqa: S101  (taps fire within a pass only)
+        assert self._fresh is not None  # noqa: S101
+        observation = Observation(site, tensor, self._batch, self._scratch)
+        self._update(site, observation)
+
+    def _pattern(self, observation: AttentionObservation) -> None:
+        self._update(observation.site, observation)
+
+    def _update(self, site: Site, seen: Observation | AttentionObservation) -> None:
+        assert self._batch is not None  # noqa: S101
+        assert self._fresh is not None  # noqa: S101
+        for stat in self._fresh.at(site):
+            if self._batch.dear or not stat.dear:
+                stat.update(seen)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # The CPU allocator reports a lack of memory as a plain RuntimeError.
+    return not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -1,0 +1,52 @@
+"""The plan of a scan: which Stats are kept at which sites."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from outlierscope.criteria.criterion import Requirement
+from outlierscope.errors import UserError
+from outlierscope.stats.extremes import Extremes
+from outlierscope.stats.histogram import LogHistogram, TokenAbsmax
+from outlierscope.stats.magnitudes import TopMagnitudes
+from outlierscope.stats.measurements import Measurements
+from outlierscope.stats.moments import Moments
+from outlierscope.stats.sequences import SequenceSummaries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from outlierscope.criteria.criterion import Criterion
+    from outlierscope.model.anatomy import Anatomy
+    from outlierscope.scanning.settings import ScanSettings
+
+EVERYWHERE = (Moments, Extremes, TokenAbsmax, SequenceSummaries, LogHistogram)
+"""Kept at every observed site, whatever the criteria ask for."""
+
+LAYER_CURVES = ("resid_post", "mlp_out", "mlp_post")
+"""Sites whose top magnitudes and medians are kept per layer."""
+
+
+def plan(anatomy: Anatomy, criteria: Iterable[Criterion], settings: ScanSettings) -> Measurements:
+    """Empty Stats at every canonical site that a scan with these settings observes.
+
+    Raises:
+        UserError: when the settings leave nothing to observe.
+    """
+    measurements = Measurements()
+    requirements = [Requirement(settings.sites, make) for make in EVERYWHERE]
+    requirements.append(Requirement(LAYER_CURVES, TopMagnitudes))
+    requirements += [requirement for criterion in criteria for requirement in criterion.requires()]
+    allowed = set(settings.sites) | {"pattern"}
+    for requirement in requirements:
+        for site in anatomy.sites(*(name for name in requirement.sites if name in allowed)):
+            if settings.observes(site.layer):
+                measurements.add(anatomy.canonical(site), requirement.make())
+    if not len(measurements):
+        observed = sorted({site.name for site in anatomy.sites()})
+        layers = max((len(stack.layers) for stack in anatomy.stacks.values()), default=0)
+        raise UserError(
+            f"nothing to observe with these sites and layers; this model has {layers} layers "
+            f"and the sites {', '.join(observed)}"
+        )
+    return measurements
