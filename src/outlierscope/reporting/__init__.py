@@ -1,0 +1,1 @@
+"""What a person sees of a scan: the terminal summary, the progress bar, the HTML page."""

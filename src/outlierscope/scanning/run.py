@@ -1,0 +1,242 @@
+"""The scan itself: every batch through the tapped model, then every criterion."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from outlierscope.corpus.open import open_corpus
+from outlierscope.criteria.catalogue import choose_criteria
+from outlierscope.criteria.criterion import Corpus as CorpusFacts
+from outlierscope.criteria.finding import Finding
+from outlierscope.errors import UserError
+from outlierscope.model.weights import summarize_weights
+from outlierscope.scanning.context import add_contexts
+from outlierscope.scanning.evidence import ScanEvidence
+from outlierscope.scanning.examples import collect_examples
+from outlierscope.scanning.findings import to_table
+from outlierscope.scanning.forward import TappedModel
+from outlierscope.scanning.plan import plan
+from outlierscope.scanning.progress import Progress, discard_progress, load_progress, save_progress
+from outlierscope.scanning.scan import Scan, check_folder, clear_folder, not_observed
+from outlierscope.scanning.selfcheck import check_taps
+from outlierscope.scanning.settings import ScanSettings
+from outlierscope.version import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from outlierscope.corpus.corpus import Corpus
+    from outlierscope.criteria.criterion import Criterion, NotApplied
+    from outlierscope.model.observed import ObservedModel
+    from outlierscope.stats.measurements import Measurements
+    from outlierscope.stats.weights import MatrixSummary
+
+SECONDS_BETWEEN_SAVES = 30.0
+
+
+class Listener(Protocol):
+    """Who wants to know how far a scan has come (a progress bar)."""
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        """``done`` of ``total`` tokens (stage ``scan``), or a stage that has just begun."""
+
+
+@dataclass
+class _Run:
+    """One scan on its way."""
+
+    observed: ObservedModel
+    corpus: Corpus
+    settings: ScanSettings
+    criteria: list[Criterion]
+    measurements: Measurements
+    progress: Progress
+    folder: Path | None
+    identity: dict[str, Any]
+    listener: Listener
+    seconds_between_saves: float
+
+
+def scan(
+    model: ObservedModel,
+    data: str | Path | Iterable[Any] | None = None,
+    *,
+    text: str | None = None,
+    column: str | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
+    listener: Listener | None = None,
+    settings: ScanSettings | None = None,
+    **choices: Any,
+) -> Scan:
+    """Find the outliers of a model on a corpus.
+
+    Args:
+        model: what ``load`` or ``wrap`` returned.
+        data: a file or folder, an iterable of texts or of lists of token ids; ``None`` for the embedded corpus.
+        text: one given sequence instead of a corpus.
+        column: column of a .jsonl or .parquet file that holds the text.
+        out: folder of the scan; ``None`` keeps it in memory until ``Scan.save``.
+        resume: go on with an unfinished scan in ``out``.
+        overwrite: replace whatever scan ``out`` holds.
+        seconds_between_saves: how often the state is saved into ``out``.
+        listener: called as the scan goes on.
+        settings: all choices at once; or give them one by one:
+        **choices: the fields of ``ScanSettings``, such as ``tokens=100_000``.
+
+    Raises:
+        UserError: for bad input or settings.
+        ProofError: when observing would change what the model computes.
+    """
+    if settings is None:
+        settings = ScanSettings(**choices)
+    elif choices:
+        raise TypeError("give either settings or single choices, not both")
+    listener = listener or (lambda stage, done, total: None)  # noqa: ARG005
+    folder = Path(out) if out is not None else None
+    if folder is None and resume:
+        raise UserError("resume needs the folder of the unfinished scan (out)")
+    criteria = choose_criteria(settings.only, settings.thresholds)
+    if folder is not None:
+        check_folder(folder, resume=resume, overwrite=overwrite)
+    torch.manual_seed(settings.seed)
+    listener("proving the anatomy", 0, None)
+    anatomy = model.anatomy
+    corpus = open_corpus(
+        data,
+        text=text,
+        column=column,
+        processor=model.processor,
+        kind=model.kind,
+        stack=next(iter(anatomy.stacks), "decoder"),
+        config=model.module.config,
+        max_length=model.max_length,
+        tokens=settings.tokens,
+        length=settings.length,
+        batch_size=settings.batch_size,
+        bos=settings.bos,
+        sample_every=1 if settings.exact else settings.sample_every,
+    )
+    measurements = plan(anatomy, criteria, settings)
+    identity = {
+        "model": model.fingerprint(),
+        "corpus": corpus.fingerprint(),
+        "settings": settings.describe(),
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+    progress = Progress()
+    if folder is not None and resume:
+        progress = load_progress(folder, measurements, identity)
+    elif folder is not None:
+        clear_folder(folder)
+    run = _Run(model, corpus, settings, criteria, measurements, progress, folder, identity, listener, seconds_between_saves)
+    checks = _read(run)
+    return _conclude(run, checks)
+
+
+def _read(run: _Run) -> dict[str, float]:
+    """Every batch that is left, one after the other; the state is saved every so often."""
+    checks: dict[str, float] = {}
+    saved = time.monotonic()
+    with TappedModel(run.observed, run.measurements) as tapped:
+        for batch in run.corpus.batches(run.progress.batches):
+            if not checks:
+                checks = check_taps(run.observed, run.measurements, batch)
+            start = time.monotonic()
+            try:
+                fresh = tapped.observe(batch)
+                run.measurements.merge(fresh)
+                run.progress.count(batch)
+            except KeyboardInterrupt:
+                # The pass was not committed: what is saved is the state after the batch before.
+                if run.folder is not None and run.progress.batches == batch.number:
+                    save_progress(run.folder, run.progress, run.measurements, run.identity)
+                raise
+            run.progress.seconds += time.monotonic() - start
+            run.progress.halved += [number for number in tapped.halved if number not in run.progress.halved]
+            run.listener("scan", run.progress.tokens, run.settings.tokens)
+            if run.folder is not None and time.monotonic() - saved >= run.seconds_between_saves:
+                save_progress(run.folder, run.progress, run.measurements, run.identity)
+                saved = time.monotonic()
+    if run.progress.batches == 0:
+        raise UserError(f"nothing to read in {run.corpus.describe().get('source', 'the corpus')}")
+    return checks
+
+
+def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
+    """Weights, criteria, contexts, examples; then the files, if there is a folder."""
+    observed, progress = run.observed, run.progress
+    run.listener("looking at the weights", 0, None)
+    weights: list[MatrixSummary] = summarize_weights(observed) if {"weight", "format"} & set(run.settings.only) else []
+    facts = CorpusFacts(
+        tokens=progress.tokens,
+        sequences=progress.sequences,
+        longest=progress.longest,
+        sampled_tokens=progress.sampled_tokens,
+        sampled_sequences=progress.sampled_sequences,
+        class_names=run.corpus.class_names,
+    )
+    evidence = ScanEvidence(
+        observed.anatomy,
+        facts,
+        weights,
+        run.measurements,
+        module_prefix=observed.prefix,
+        decode=run.corpus.token_text if run.settings.text else None,
+    )
+    run.listener("applying the criteria", 0, None)
+    findings, not_applied = judge(run.criteria, evidence)
+    if run.settings.text:
+        add_contexts(findings, run.corpus)
+    manifest = {
+        "model": observed.describe(),
+        "corpus": run.corpus.describe() | {"fingerprint": run.corpus.fingerprint()},
+        "settings": run.settings.describe(),
+        "criteria": {criterion.name: _fields(criterion) | {"source": criterion.source} for criterion in run.criteria},
+        "module_prefix": observed.prefix,
+        "anatomy": observed.anatomy.describe(),
+        "self_check": checks,
+        "read": vars(progress) | {"class_names": list(run.corpus.class_names)},
+        "nonfinite": _nonfinite(run.measurements),
+        "not_observed": not_observed(observed.anatomy, run.settings, not_applied),
+        "identity": run.identity,
+    }
+    examples = collect_examples(observed, run.corpus, findings)
+    result = Scan(evidence=evidence, findings=to_table(findings), manifest=manifest, examples=examples)
+    if run.folder is not None:
+        result.save(run.folder, overwrite=True)
+        discard_progress(run.folder)
+    return result
+
+
+def judge(criteria: list[Criterion], evidence: ScanEvidence) -> tuple[list[Finding], list[NotApplied]]:
+    """Apply every criterion."""
+    findings: list[Finding] = []
+    not_applied: list[NotApplied] = []
+    for criterion in criteria:
+        for result in criterion.findings(evidence):
+            if isinstance(result, Finding):
+                findings.append(result)
+            else:
+                not_applied.append(result)
+    return findings, not_applied
+
+
+def _fields(criterion: Criterion) -> dict[str, Any]:
+    return dict(vars(criterion))
+
+
+def _nonfinite(measurements: Measurements) -> dict[str, int]:
+    """Tokens dropped because a value was not finite, by site, where there were any."""
+    counts = {str(site): int(stat.nonfinite) for site, stat in measurements if stat.name == "moments"}  # type: ignore[attr-defined]
+    return {site: count for site, count in counts.items() if count}

@@ -1,0 +1,226 @@
+"""Scan: the result, in memory or in its folder."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from outlierscope.criteria.catalogue import choose_criteria
+from outlierscope.criteria.criterion import Corpus, NotApplied
+from outlierscope.errors import UserError
+from outlierscope.model.sites import LAYER_SITES, STACK_SITES, Site
+from outlierscope.scanning.evidence import ScanEvidence
+from outlierscope.scanning.findings import read_findings, to_parquet
+from outlierscope.scanning.plan import plan
+from outlierscope.scanning.progress import FOLDER, discard_progress
+from outlierscope.scanning.restore import restore_anatomy, restore_settings
+from outlierscope.scanning.store import checksum, read_json, read_tensors, write_bytes, write_json, write_tensors
+from outlierscope.stats.measurements import Measurements
+from outlierscope.stats.weights import summaries_from_tensors, summaries_to_tensors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+    from outlierscope.model.anatomy import Anatomy
+    from outlierscope.scanning.settings import ScanSettings
+
+FORMAT = 1
+"""Version of the layout of a scan folder."""
+
+MANIFEST, FINDINGS, REPORT = "scan.json", "findings.parquet", "report.html"
+STATS, WEIGHTS, EXAMPLES = "stats-00000.safetensors", "stats-weights.safetensors", "examples-00000.safetensors"
+
+
+class Scan:
+    """What one scan found, with the statistics that it was judged by.
+
+    Attributes:
+        evidence: statistics, weights, anatomy and corpus facts.
+        findings: one row per finding, a ``pyarrow.Table`` (``.to_pandas()``, ``.to_pylist()``).
+        manifest: what ``scan.json`` holds.
+        examples: example sequences, by tensor name.
+        folder: where it was saved or opened, or ``None``.
+    """
+
+    def __init__(
+        self,
+        evidence: ScanEvidence,
+        findings: pa.Table,
+        manifest: dict[str, Any],
+        examples: dict[str, Tensor],
+        folder: Path | None = None,
+    ) -> None:
+        self.evidence = evidence
+        self.findings = findings
+        self.manifest = manifest
+        self.examples = examples
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        tokens = self.manifest["read"]["tokens"]
+        return f"<Scan of {self.manifest['model']['name']}: {self.findings.num_rows} findings in {tokens} tokens>"
+
+    def stat(self, site: str, name: str, layer: int | None = None, stack: str | None = None) -> Any:
+        """One statistic, such as ``scan.stat("resid_post", "moments", layer=3)``.
+
+        Raises:
+            KeyError: when it was not measured; the message says what was.
+        """
+        stacks = list(self.evidence.anatomy.stacks)
+        place = Site(stack or stacks[0], layer, site)
+        found = self.evidence.stat(place, name)
+        if found is None:
+            there = [stat.name for stat in self.evidence.measurements.at(self.evidence.anatomy.canonical(place))]
+            raise KeyError(f"no {name!r} at {place}; measured there: {', '.join(there) or 'nothing'}")
+        return found
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the HTML report, by default into the scan's folder.
+
+        Raises:
+            UserError: when there is no folder and no path.
+        """
+        if path is not None:
+            self._write_page(Path(path))
+            return Path(path)
+        if self.folder is None:
+            raise UserError("say where to write the report: scan.report('report.html')")
+        self.manifest["files"][REPORT] = self._write_page(self.folder / REPORT)
+        write_json(self.folder / MANIFEST, self.manifest)
+        return self.folder / REPORT
+
+    def _write_page(self, path: Path) -> str:
+        # The one place that reaches up into a higher room: a scan offers its report as a method.
+        from outlierscope.reporting.page import render_page
+
+        return write_bytes(path, render_page(self).encode())
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the scan folder; ``scan.json`` comes last, so a folder with it is whole.
+
+        Raises:
+            UserError: when the folder holds another scan and ``overwrite`` is not given, or cannot be written.
+        """
+        folder = Path(folder)
+        if (folder / MANIFEST).exists() or not folder.is_dir():
+            check_folder(folder, overwrite=overwrite)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        tensors, described = summaries_to_tensors(self.evidence.weights)
+        files = {
+            STATS: write_tensors(folder / STATS, self.evidence.measurements.state()),
+            WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"summaries": json.dumps(described)}),
+            EXAMPLES: write_tensors(folder / EXAMPLES, self.examples),
+            FINDINGS: write_bytes(folder / FINDINGS, to_parquet(self.findings)),
+        }
+        self.folder = folder
+        self.manifest = {
+            "format": FORMAT,
+            "state": "complete",
+            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        } | self.manifest
+        files[REPORT] = self._write_page(folder / REPORT)
+        self.manifest["files"] = files
+        write_json(folder / MANIFEST, self.manifest)
+        return folder
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Scan:
+        """Read a scan folder.
+
+        Raises:
+            UserError: when it is no complete scan, or a file does not match its checksum.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST).exists():
+            unfinished = (folder / FOLDER / "cursor.json").exists()
+            hint = "the scan in it is unfinished, go on with --resume" if unfinished else f"it has no {MANIFEST}"
+            raise UserError(f"{folder} is not a scan folder: {hint}")
+        manifest = read_json(folder / MANIFEST)
+        if manifest.get("format") != FORMAT:
+            raise UserError(f"{folder} was written by another version of outlierscope (format {manifest.get('format')})")
+        for name, expected in manifest["files"].items():
+            if name != REPORT and (not (folder / name).exists() or checksum(folder / name) != expected):
+                raise UserError(f"{folder / name} is missing or does not match its checksum; scan again")
+        settings = restore_settings(manifest["settings"])
+        anatomy = restore_anatomy(manifest["anatomy"])
+        measurements = Measurements()
+        keys, get = read_tensors(folder / STATS)
+        if keys:
+            measurements = plan(anatomy, choose_criteria(settings.only, settings.thresholds), settings)
+            measurements.load_state(get, keys)
+        read = manifest["read"]
+        facts = Corpus(
+            **{name: read[name] for name in ("tokens", "sequences", "longest", "sampled_tokens", "sampled_sequences")},
+            class_names=tuple(read["class_names"]),
+        )
+        names, get_weight = read_tensors(folder / WEIGHTS)
+        evidence = ScanEvidence(
+            anatomy,
+            facts,
+            summaries_from_tensors({name: get_weight(name) for name in names}, _weights_metadata(folder / WEIGHTS)),
+            measurements,
+            module_prefix=manifest["module_prefix"],
+        )
+        examples, get_example = read_tensors(folder / EXAMPLES)
+        return cls(
+            evidence,
+            read_findings((folder / FINDINGS).read_bytes()),
+            manifest,
+            {name: get_example(name) for name in examples},
+            folder,
+        )
+
+
+def check_folder(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Check that a scan may be written to a folder; changes nothing, so it comes before any work.
+
+    Raises:
+        UserError: when it is a file, or holds another scan, finished or not, and nothing says what to do with it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; name a folder")
+    complete, unfinished = (folder / MANIFEST).exists(), (folder / FOLDER / "cursor.json").exists()
+    if resume or overwrite:
+        return
+    if complete:
+        raise UserError(f"{folder} already holds a scan; choose another --out, or replace it with --overwrite")
+    if unfinished:
+        raise UserError(f"{folder} holds an unfinished scan; go on with --resume, or start again with --overwrite")
+
+
+def clear_folder(folder: Path) -> None:
+    """Make an old scan incomplete, so that it is not taken for whole while a new one is written over it."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    discard_progress(folder)
+
+
+def not_observed(anatomy: Anatomy, settings: ScanSettings, not_applied: list[NotApplied]) -> list[dict[str, Any]]:
+    """What a reader must not take for absent: sites without statistics, rules without enough data."""
+    rows: list[dict[str, Any]] = []
+    if anatomy.proved is not True:
+        rows.append({"what": "anatomy", "why": anatomy.reason or "no attention stack was found"})
+    by_reason: dict[tuple[str, str], list[int | None]] = {}
+    for site, why in anatomy.missing.items():
+        by_reason.setdefault((f"{site.stack} {site.name}", why), []).append(site.layer)
+    rows += [
+        {"what": what, "why": why, "layers": [layer for layer in layers if layer is not None]}
+        for (what, why), layers in by_reason.items()
+    ]
+    left_out = [name for name in (*STACK_SITES, *LAYER_SITES) if name not in settings.sites and anatomy.sites(name)]
+    left_out = [name for name in left_out if name not in ("q", "k", "v", "pattern", "resid_pre")]
+    if left_out:
+        rows.append({"what": ", ".join(left_out), "why": "not asked for; add them with --sites"})
+    rows += [{"what": item.criterion, "why": item.reason} for item in not_applied]
+    rows.append({"what": "generation", "why": "a scan reads given text; what the model writes itself is not observed"})
+    return rows
+
+
+def _weights_metadata(path: Path) -> list[dict[str, Any]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata: list[dict[str, Any]] = json.loads(file.metadata()["summaries"])
+    return metadata
