@@ -1,0 +1,250 @@
+"""Loading: a checkpoint or a live module becomes an ObservedModel; whatever is wrong becomes one line."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from outlierscope.errors import UserError
+from outlierscope.model.device import GIBIBYTE, check_memory, pick_device, pick_dtype
+from outlierscope.model.observed import ObservedModel
+from outlierscope.model.shards import BITS, indexed_shards, read_shards, some
+from outlierscope.model.source import Source, find_source, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+HEADS = re.compile(r"(^|\.)(\w*pooler\w*|\w*head|classifier|score|cls|qa_outputs|predictions)(\.|$)")
+"""Names under which a model keeps what comes after its last block; they may be missing from a checkpoint."""
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    revision: str | None = None,
+) -> ObservedModel:
+    """Load a model with its tokenizer or image processor, ready to be observed.
+
+    The class is the one that the checkpoint's config names, so that module names are those of the checkpoint;
+    the attention implementation is left at its default; the model is in eval mode.
+
+    Args:
+        name: a folder in Hugging Face format, or a hub id.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` or ``float16``.
+        trust_remote_code: run Python code that comes with the model.
+        allow_pickle: read a ``pytorch_model.bin`` that holds more than tensors; loading it can run any code.
+            Without it such a file is read with PyTorch's restricted unpickler (``weights_only``).
+        revision: branch, tag or commit of a hub model.
+
+    Raises:
+        UserError: in one line, for whatever is wrong with the model or the arguments.
+    """
+    target = pick_device(device)
+    wanted = pick_dtype(dtype)
+    source = find_source(name, revision=revision, remote_code=trust_remote_code)
+    model_class = _model_class(source, trust_remote_code=trust_remote_code)
+    state = _checked_weights(source, wanted, allow_pickle=allow_pickle)
+    module, notes = _build(source, model_class, wanted, state, trust_remote_code=trust_remote_code)
+    observed = ObservedModel(
+        module.eval(), source.name, source=str(source.folder), revision=source.revision, notes=notes
+    )
+    observed.processor, observed.processor_problem = _processor(source, observed.kind, trust_remote_code)
+    _move(observed, target)
+    return observed
+
+
+def wrap(module: nn.Module, processor: Any = None, *, name: str = "live model") -> ObservedModel:
+    """Observe a live model; it is changed in no way.
+
+    Args:
+        module: a model of transformers, or any module; on whatever device, in whatever dtype.
+        processor: its tokenizer or image processor.
+        name: what to call it in messages and files.
+
+    Raises:
+        UserError: when ``module`` is no ``torch.nn.Module``.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise UserError(
+            f"wrap wants a torch.nn.Module, not {type(module).__name__}; for a name or folder use load"
+        )
+    problem = "" if processor is not None else "none was given with the live model"
+    return ObservedModel(module, name, processor=processor, processor_problem=problem)
+
+
+def _model_class(source: Source, *, trust_remote_code: bool) -> Any:
+    import transformers
+
+    model_type = source.config.get("model_type")
+    if model_type is None or model_type in transformers.CONFIG_MAPPING:
+        for name in source.config.get("architectures") or []:
+            found = getattr(transformers, str(name), None)
+            if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+                return found
+        if model_type is not None:
+            return transformers.AutoModel
+    auto_map = source.config.get("auto_map")
+    if auto_map:
+        if not trust_remote_code:
+            raise UserError(
+                f"{source.name} needs Python code of its own to run; "
+                "if you trust it, allow that with --trust-remote-code (trust_remote_code=True)"
+            )
+        entry = next((key for key in auto_map if key.startswith("AutoModel")), "AutoModel")
+        return getattr(transformers, entry, transformers.AutoModel)
+    if model_type is None:
+        raise UserError(f"{source.name}: config.json names no model_type, so it is no model of transformers")
+    raise UserError(
+        f"{source.name} has the unknown model_type {model_type!r}; "
+        f"transformers {transformers.__version__} does not have it, a newer one may"
+    )
+
+
+def _checked_weights(
+    source: Source, dtype: torch.dtype | None, *, allow_pickle: bool
+) -> dict[str, Tensor] | None:
+    """Check the files before they are loaded; the tensors themselves only where they come from pickles."""
+    if not source.safetensors:
+        return _unpickled(source, allow_pickle=allow_pickle)
+    entries = read_shards(source.folder)
+    bits = None if dtype is None else torch.finfo(dtype).bits
+    check_memory(source.name, sum(entry.elements * (bits or BITS[entry.dtype]) // 8 for entry in entries))
+    return None
+
+
+def _unpickled(source: Source, *, allow_pickle: bool) -> dict[str, Tensor]:
+    index = source.folder / "pytorch_model.bin.index.json"
+    names = sorted(indexed_shards(index)) if index.is_file() else ["pytorch_model.bin"]
+    paths = [source.folder / name for name in names]
+    check_memory(source.name, sum(path.stat().st_size for path in paths))
+    state: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+        except pickle.UnpicklingError:
+            if allow_pickle:
+                raise UserError(f"{path} is corrupt or no PyTorch file; download it again") from None
+            raise UserError(
+                f"{path} is a pickle that holds more than tensors, and loading it could run any code; "
+                "if you trust it, allow that with --allow-pickle (allow_pickle=True), or convert it to safetensors"
+            ) from None
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+            raise UserError(f"{path} cannot be read as a PyTorch file: {first_line(error)}") from error
+        if not isinstance(content, dict) or not all(
+            isinstance(item, torch.Tensor) for item in content.values()
+        ):
+            raise UserError(f"{path} holds no dictionary of tensors")
+        state |= content
+    return state
+
+
+def _build(
+    source: Source,
+    model_class: Any,
+    dtype: torch.dtype | None,
+    state: dict[str, Tensor] | None,
+    *,
+    trust_remote_code: bool,
+) -> tuple[nn.Module, dict[str, list[str]]]:
+    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    if state is not None:
+        from transformers import AutoConfig
+
+        with _as_one_line(source.name):
+            options["config"] = AutoConfig.from_pretrained(source.folder, **options)
+    else:
+        options["use_safetensors"] = True
+    with _quiet(), _as_one_line(source.name):
+        module, report = model_class.from_pretrained(
+            None if state is not None else source.folder,
+            state_dict=state,
+            dtype="auto" if dtype is None else dtype,
+            output_loading_info=True,
+            # Told below, with names and sizes, instead of by an exception without them.
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    return module, _judge(source.name, ObservedModel(module, source.name).prefix, report)
+
+
+def _judge(name: str, prefix: str, report: dict[str, Any]) -> dict[str, list[str]]:
+    """What loading left open: an error where the backbone is concerned, else a note."""
+    if report["mismatched_keys"]:
+        sizes = [
+            f"{key} is {list(there)} there and {list(expected)} in the model"
+            for key, there, expected in sorted(report["mismatched_keys"])
+        ]
+        raise UserError(f"{name}: weights do not match config.json: {some(sizes)}")
+    missing = sorted(report["missing_keys"])
+    unused = sorted(report["unexpected_keys"])
+    backbone = [
+        key for key in missing if key.startswith(prefix) and not HEADS.search(key.removeprefix(prefix))
+    ]
+    if backbone:
+        unknown = f"; the checkpoint has names that the model has not: {some(unused)}" if unused else ""
+        raise UserError(
+            f"{name}: the checkpoint lacks {len(backbone)} weights of the model: {some(backbone)}{unknown}"
+        )
+    return {"newly_initialized": missing, "unused": unused}
+
+
+def _processor(source: Source, kind: str, trust_remote_code: bool) -> tuple[Any, str]:
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+    auto_class: Any = {"text": AutoTokenizer, "image": AutoImageProcessor}.get(kind, AutoProcessor)
+    with _quiet():
+        try:
+            return auto_class.from_pretrained(source.folder, trust_remote_code=trust_remote_code), ""
+        # Any trouble with it is told when it is needed: token ids can be scanned without a tokenizer.
+        except Exception as error:
+            return None, f"{type(error).__name__}: {first_line(error)}"
+
+
+def _move(observed: ObservedModel, device: torch.device) -> None:
+    try:
+        observed.full.to(device)
+    except torch.OutOfMemoryError:
+        free, _ = torch.cuda.mem_get_info(device)
+        size = sum(item.numel() * item.element_size() for item in observed.full.parameters())
+        raise UserError(
+            f"{observed.name} needs about {size / GIBIBYTE:.1f} GiB on {device}, "
+            f"{free / GIBIBYTE:.1f} GiB are free; try --dtype bfloat16 or --device cpu"
+        ) from None
+
+
+@contextmanager
+def _as_one_line(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError:
+        raise UserError(f"{name} does not fit into memory; try --dtype bfloat16, or --only weights") from None
+    # transformers, safetensors and a model's own code raise whatever they like; the cause stays attached.
+    except Exception as error:
+        raise UserError(f"cannot load {name}: {first_line(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' warnings: what matters of them is judged and told by us."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
