@@ -110,6 +110,7 @@ class StackAnatomy:
         layers: the blocks in order.
         taps: ``embed`` and ``final_norm``.
         aliases: as in ``LayerAnatomy``.
+        matrices: gamma and beta of the final norm.
         missing: site name -> why it is not observed.
     """
 
@@ -118,6 +119,7 @@ class StackAnatomy:
     layers: list[LayerAnatomy]
     taps: dict[str, Tap] = field(default_factory=dict)
     aliases: dict[str, Site] = field(default_factory=dict)
+    matrices: list[Matrix] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -167,7 +169,9 @@ class Anatomy:
             found += [
                 Site(stack.name, index, name) for index, name in candidates if not names or name in names
             ]
-        return sorted(found, key=lambda site: (site.stack, -1 if site.layer is None else site.layer, site.name))
+        return sorted(
+            found, key=lambda site: (site.stack, -1 if site.layer is None else site.layer, site.name)
+        )
 
     @property
     def missing(self) -> dict[Site, str]:
@@ -207,6 +211,7 @@ class Anatomy:
 def _shallow(stack: StackAnatomy) -> dict[str, Any]:
     described = {key: value for key, value in vars(stack).items() if key != "layers"}
     described["taps"] = {name: asdict(tap) for name, tap in stack.taps.items()}
+    described["matrices"] = [asdict(matrix) for matrix in stack.matrices]
     described["layers"] = [
         {
             **vars(layer),

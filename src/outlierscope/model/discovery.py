@@ -1,0 +1,175 @@
+"""Discovery: the anatomy of any Hugging Face transformer, found in a tiny forward pass and proved block by block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from outlierscope.errors import ProofError
+from outlierscope.model.anatomy import Anatomy, LayerAnatomy, Matrix, StackAnatomy, Tap
+from outlierscope.model.blocks import Block, BlockList, find_block_lists, record_whole
+from outlierscope.model.example_inputs import example_inputs
+from outlierscope.model.layers import INNER_SITES, attention_place, block_anatomy
+from outlierscope.model.sites import Site
+from outlierscope.model.trial import RandomParameters, run_trial
+
+if TYPE_CHECKING:
+    from outlierscope.model.recording import Recording
+
+
+def discover(module: nn.Module) -> Anatomy:
+    """Find and prove the anatomy of a model.
+
+    Args:
+        module: a Hugging Face model in evaluation mode; names in the anatomy are relative to it. Nothing of it is
+            changed.
+
+    Returns:
+        The anatomy; ``proved`` is ``None`` where there is no stack of blocks that attend, and ``False`` (with a
+        reason) where some block's residual identities could not be proved; its sites are then in ``missing``.
+
+    Raises:
+        UserError: where no input can be made for the model.
+    """
+    was_training = module.training
+    module.eval()
+    try:
+        recording, route = record_whole(module, example_inputs(module))
+        lists = find_block_lists(module, recording, route)
+        stacks: dict[str, StackAnatomy] = {}
+        reasons = []
+        for blocks in lists:
+            stack, reason = _discover_stack(module, blocks, recording)
+            if stack.name in stacks:
+                stack.name = f"{stack.name}_{len(stacks)}"
+            stacks[stack.name] = stack
+            reasons += [reason] if reason else []
+    finally:
+        module.train(was_training)
+    if not lists:
+        return Anatomy({}, None, f"{type(module).__name__} has no stack of blocks that attend")
+    return Anatomy(stacks, not reasons, "; ".join(reasons))
+
+
+def _discover_stack(root: nn.Module, found: BlockList, whole: Recording) -> tuple[StackAnatomy, str]:
+    """The anatomy of one stack, and why it is not proved (or nothing)."""
+    name = _stack_name(root, found, whole)
+    parameters = RandomParameters()
+    layers, reasons = [], []
+    for index, block in enumerate(found.blocks):
+        layer, reason = _discover_layer(root, block, index, name, found, whole, parameters)
+        layers.append(layer)
+        if reason:
+            reasons.append(f"layer {index}: {reason}")
+    width = whole.find(found.blocks[0].entrance).value.shape[-1] if found.blocks else 0
+    stack = StackAnatomy(name, width, layers)
+    if found.trouble or not found.blocks:
+        stack.missing |= dict.fromkeys(("embed", "final_norm"), found.trouble or "no block was run")
+        return stack, found.trouble or "no block was run"
+    stack.taps["embed"] = found.blocks[0].entrance
+    reasons += _join(stack, found, whole)
+    _find_final_norm(root, stack, found, whole)
+    return stack, _shorten(reasons)
+
+
+def _discover_layer(
+    root: nn.Module,
+    block: Block,
+    index: int,
+    stack: str,
+    found: BlockList,
+    whole: Recording,
+    parameters: RandomParameters,
+) -> tuple[LayerAnatomy, str]:
+    if found.trouble:
+        return LayerAnatomy(
+            index, block.module, "unknown", missing=dict.fromkeys(INNER_SITES, found.trouble)
+        ), ""
+    try:
+        arguments = whole.arguments[block.module]
+        trial = run_trial(root, block.module, block.entrance, block.exit, arguments, parameters, seed=index)
+        layer = block_anatomy(trial, index, stack)
+    except ProofError as error:
+        reason = str(error)
+    except Exception as error:  # a block may fail in any way when it is run alone; the reason is told
+        reason = f"it cannot be run alone ({type(error).__name__}: {error})"
+    else:
+        inside = [call for call in whole.attention if call.module.startswith(block.module + ".")]
+        layer.attention = attention_place(inside, found.route)
+        return layer, ""
+    unknown = LayerAnatomy(index, block.module, "unknown", missing=dict.fromkeys(INNER_SITES, reason))
+    unknown.taps |= {"resid_pre": block.entrance, "resid_post": block.exit}
+    return unknown, reason
+
+
+def _join(stack: StackAnatomy, found: BlockList, whole: Recording) -> list[str]:
+    """Alias what enters a block to what left the one before, where it is the same tensor."""
+    reasons = []
+    before = Site(stack.name, None, "embed")
+    tensor = whole.find(found.blocks[0].entrance).value
+    for layer, block in zip(stack.layers, found.blocks, strict=True):
+        entering = whole.find(block.entrance).value
+        if entering.shape == tensor.shape and torch.equal(entering, tensor):
+            layer.aliases["resid_pre"] = before
+            layer.taps.pop("resid_pre", None)
+            layer.identities[f"resid_pre = {before}"] = 0.0
+        else:
+            reasons.append(f"hidden states change between {before} and block {layer.index}")
+        before = Site(stack.name, layer.index, "resid_post")
+        tensor = whole.find(block.exit).value
+    return reasons
+
+
+def _find_final_norm(root: nn.Module, stack: StackAnatomy, found: BlockList, whole: Recording) -> None:
+    last = whole.find(found.blocks[-1].exit)
+    blocks = tuple(block.module + "." for block in found.blocks)
+    for passage in whole.passages:
+        if passage.side != "input" or passage.module.startswith(blocks) or passage.order < last.order:
+            continue
+        through = whole.through(passage.module)
+        if through is None or passage is not through[0] or not _equal(passage.value, last.value):
+            continue
+        module = root.get_submodule(passage.module)
+        if through[1].value.shape == last.value.shape and _forgets_scale(module, last.value):
+            stack.taps["final_norm"] = Tap(passage.module, "output")
+            stack.matrices = [
+                Matrix("norm", passage.module, f"{passage.module}.{name}")
+                for name, _ in module.named_parameters()
+            ]
+            return
+    stack.missing["final_norm"] = "no norm reads the last block's output"
+
+
+def _forgets_scale(module: nn.Module, like: Tensor) -> bool:
+    """Whether a module gives the same for eight times its input, as norms do."""
+    if any(parameter.ndim > 1 for parameter in module.parameters()):
+        return False
+    generator = torch.Generator(like.device).manual_seed(0)
+    hidden = torch.randn(like.shape, generator=generator, device=like.device).to(like.dtype)
+    with torch.no_grad():
+        once, scaled = module(hidden).float(), module(hidden * 8).float()
+    return not _equal(once, hidden.float()) and bool((once - scaled).abs().max() <= 2e-2 * once.abs().max())
+
+
+def _stack_name(root: nn.Module, found: BlockList, whole: Recording) -> str:
+    parts = found.container.split(".")
+    ancestors = [root.get_submodule(".".join(parts[:length])) for length in range(len(parts), -1, -1)]
+    read = next((name for a in ancestors if (name := getattr(a, "main_input_name", None))), "input_ids")
+    if read == "pixel_values":
+        return "vision"
+    if read in ("input_features", "input_values"):
+        return "audio"
+    calls = [call for call in whole.attention if call.module in found.attention]
+    places = [attention_place([call], found.route) for call in calls]
+    return "decoder" if any(place is not None and place.causal for place in places) else "encoder"
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)
+
+
+def _shorten(reasons: list[str]) -> str:
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return reasons[0] + more if reasons else ""
