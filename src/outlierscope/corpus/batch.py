@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from outlierscope.corpus.token_order import TokenOrder
 
 TEXT_CLASSES = ("initial", "special", "strong_delimiter", "weak_semantic", "other")
 """Classes of text tokens; An et al. 2025 (Systematic Outliers), with ``special`` split off."""
@@ -47,6 +50,11 @@ class Batch:
     def tokens(self) -> int:
         """Number of real tokens."""
         return int(self.real.sum())
+
+    @cached_property
+    def order(self) -> TokenOrder:
+        """The real tokens by sequence and class; computed once for all sites of the forward pass."""
+        return TokenOrder.of(self.real, self.classes)
 
     def rows(self, sequence: int) -> slice:
         """The real positions of the batch's ``sequence``-th row, as a slice of T."""

@@ -1,0 +1,153 @@
+"""Events: located exceedances of one rule, counted by dim, token, class, position and sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from outlierscope.stats.pairs import Pairs
+from outlierscope.stats.positions import BUCKETS, count_buckets
+from outlierscope.stats.stat import Stat
+
+if TYPE_CHECKING:
+    from outlierscope.stats.located import Located
+    from outlierscope.stats.observation import Observation
+    from outlierscope.stats.rules import EventRule
+
+COUNTERS = ("sequences", "sequences_with_any", "tokens", "tokens_with_any", "count", "carried")
+TABLES = ("by_dim", "by_dim_class", "positions", "sequences_by_dim")
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.int64)
+
+
+@dataclass
+class Events(Stat["Observation"]):
+    """Counts of a rule's events. Whatever is [d] or [d, C] is empty before the first batch.
+
+    Attributes:
+        rule: says which values are events.
+        count: events.
+        carried: events among them that an earlier layer's flag carried on (see ``Massive``).
+        by_dim: [d] int64 events.
+        by_dim_class: [d, C] int64 events by dim and token class.
+        positions: [BUCKETS] int64 events by bucket of their position (``positions.bucket_names``).
+        sequences: sequences seen (those with at least one used token).
+        sequences_with_any: sequences with at least one event.
+        sequences_by_dim: [d] int64 sequences with at least one event in that dim.
+        tokens: tokens seen.
+        tokens_with_any: tokens with at least one event.
+    """
+
+    rule: EventRule
+    count: int = 0
+    carried: int = 0
+    by_dim: Tensor = field(default_factory=lambda: _empty(0))
+    by_dim_class: Tensor = field(default_factory=lambda: _empty(0, 0))
+    positions: Tensor = field(default_factory=lambda: _empty(BUCKETS))
+    sequences: int = 0
+    sequences_with_any: int = 0
+    sequences_by_dim: Tensor = field(default_factory=lambda: _empty(0))
+    tokens: int = 0
+    tokens_with_any: int = 0
+    _grouped: Pairs = field(default_factory=Pairs.empty, repr=False)
+    _waiting: list[Pairs] = field(default_factory=list, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.rule.name
+
+    @property
+    def dear(self) -> bool:  # type: ignore[override]
+        """As the rule says."""
+        return self.rule.dear
+
+    @property
+    def pairs(self) -> Pairs:
+        """Events by (dim, token id), each with its strongest."""
+        if self._waiting:
+            self._grouped = Pairs.grouped(self._grouped, *self._waiting)
+            self._waiting = []
+        return self._grouped
+
+    def fresh(self) -> Events:
+        return Events(self.rule)
+
+    def update(self, seen: Observation) -> None:
+        digest = seen.digest
+        self.sequences += int((digest.count > 0).sum())
+        self.tokens += digest.tokens
+        found = seen.events(self.rule)
+        dims, classes = seen.tensor.shape[2], len(seen.batch.class_names)
+        if not len(self.by_dim):
+            self.by_dim, self.sequences_by_dim = _empty(dims), _empty(dims)
+            self.by_dim_class = _empty(dims, classes)
+        if len(found):
+            self._count(found, seen)
+
+    def _count(self, found: Located, seen: Observation) -> None:
+        dims, classes = self.by_dim_class.shape
+        position = seen.batch.order.positions[found.sequence, found.place]  # [K]
+        token_class = seen.batch.classes.cpu()[found.sequence, found.place].long()
+        self.count += len(found)
+        self.carried += int(found.carried.sum())
+        by_dim_class = torch.bincount(found.dim * classes + token_class, minlength=dims * classes)
+        self.by_dim_class = self.by_dim_class + by_dim_class.view(dims, classes)
+        self.by_dim = self.by_dim_class.sum(1)
+        self.positions = self.positions + count_buckets(position)
+        in_sequence = torch.unique(found.sequence * dims + found.dim)  # distinct (sequence, dim)
+        self.sequences_by_dim = self.sequences_by_dim + torch.bincount(in_sequence % dims, minlength=dims)
+        self.sequences_with_any += len(torch.unique(found.sequence))
+        self.tokens_with_any += len(torch.unique(found.keys() >> 26))
+        self._wait(
+            Pairs.grouped(
+                Pairs(
+                    dim=found.dim,
+                    token_id=seen.batch.token_ids.cpu()[found.sequence, found.place],
+                    count=torch.ones_like(found.dim),
+                    carried=found.carried.long(),
+                    value=found.value,
+                    score=found.score,
+                    sequence=seen.batch.sequence_ids.cpu()[found.sequence],
+                    position=position,
+                )
+            )
+        )
+
+    def merge(self, other: Events) -> None:
+        for counter in COUNTERS:
+            setattr(self, counter, getattr(self, counter) + getattr(other, counter))
+        if not len(other.by_dim):
+            return
+        for table in TABLES:
+            mine, more = getattr(self, table), getattr(other, table)
+            setattr(self, table, mine + more if len(mine) else more.clone())
+        for pairs in (other._grouped, *other._waiting):
+            self._wait(pairs)
+
+    def _wait(self, pairs: Pairs) -> None:
+        """Put new rows off until they are many: grouping at every batch would cost as the table grows."""
+        if len(pairs):
+            self._waiting.append(pairs)
+            if sum(map(len, self._waiting)) > 1000 + len(self._grouped):
+                self._grouped = self.pairs
+
+    def state(self) -> dict[str, Tensor]:
+        pairs = self.pairs
+        return (
+            {counter: torch.tensor(getattr(self, counter)) for counter in COUNTERS}
+            | {table: getattr(self, table) for table in TABLES}
+            | {f"pairs_{item.name}": getattr(pairs, item.name) for item in fields(Pairs)}
+        )
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for counter in COUNTERS:
+            setattr(self, counter, int(state[counter]))
+        for table in TABLES:
+            setattr(self, table, state[table])
+        self._grouped = Pairs(**{item.name: state[f"pairs_{item.name}"] for item in fields(Pairs)})
+        self._waiting = []

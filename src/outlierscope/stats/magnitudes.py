@@ -1,0 +1,87 @@
+"""TopMagnitudes: the largest magnitudes of a tensor beside its usual ones, per sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from outlierscope.stats.stat import Stat
+
+if TYPE_CHECKING:
+    from outlierscope.stats.observation import Observation
+
+FIGURES = ("top_1", "top_2", "top_3", "quantile_9999", "median", "mean")
+"""Figures of abs(x) over all values [T, d] of one sequence."""
+
+
+@dataclass
+class TopMagnitudes(Stat["Observation"]):
+    """The three largest magnitudes, the .9999 quantile, median and mean of abs(x), over sequences; dear.
+
+    Sun et al. 2024, table 1, and An et al. 2025, figure 2, give top-3 and median. All are exact; the median of an
+    even number of values is the mean of the middle two, the quantile is the ceil(.9999 n)-th smallest.
+
+    Attributes:
+        count: sequences with at least one token.
+        mean: [6] float64 mean over sequences of each of ``FIGURES``.
+        maximum: [6] float64 largest over sequences.
+    """
+
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(len(FIGURES), dtype=torch.float64))
+    maximum: Tensor = field(default_factory=lambda: torch.zeros(len(FIGURES), dtype=torch.float64))
+    dear: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return "top_magnitudes"
+
+    def fresh(self) -> TopMagnitudes:
+        return TopMagnitudes()
+
+    def update(self, seen: Observation) -> None:
+        filled = (seen.digest.count > 0).nonzero().flatten().tolist()
+        if filled:
+            figures = torch.stack([_figures(seen, sequence) for sequence in filled])  # [B', 6]
+            self._take(len(filled), figures.mean(0), figures.amax(0))
+
+    def merge(self, other: TopMagnitudes) -> None:
+        if other.count:
+            self._take(other.count, other.mean, other.maximum)
+
+    def _take(self, count: int, mean: Tensor, maximum: Tensor) -> None:
+        self.mean = self.mean + (mean - self.mean) * (count / (self.count + count))
+        self.maximum = torch.maximum(self.maximum, maximum)
+        self.count += count
+
+    def mean_of(self, figure: str) -> float:
+        """Mean over sequences of one of ``FIGURES``; ``ValueError`` for any other name."""
+        return float(self.mean[FIGURES.index(figure)])
+
+    def maximum_of(self, figure: str) -> float:
+        """Largest over sequences of one of ``FIGURES``; ``ValueError`` for any other name."""
+        return float(self.maximum[FIGURES.index(figure)])
+
+    def state(self) -> dict[str, Tensor]:
+        return {"count": torch.tensor(self.count), "mean": self.mean, "maximum": self.maximum}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.count, self.mean, self.maximum = int(state["count"]), state["mean"], state["maximum"]
+
+
+def _figures(seen: Observation, sequence: int) -> Tensor:
+    """[6] float64 ``FIGURES`` of one sequence."""
+    n = int(seen.digest.pooled.count[sequence])
+    # The three largest values stand in rows whose absmax is among the three largest.
+    absmax = seen.digest.absmax[sequence]
+    rows = absmax.topk(min(3, int(seen.digest.count[sequence]))).indices
+    values = seen.tensor[sequence, rows.to(seen.tensor.device)].float().abs().flatten()
+    top = values.topk(min(3, n)).values.double().cpu()
+    top = torch.cat([top, top[-1:].expand(3 - len(top))])
+    rank = min(n, -(-9999 * n // 10000))
+    quantile = seen.order_statistics(sequence, (rank,))[0]
+    rest = torch.tensor([quantile, seen.median(sequence), seen.mean_abs(sequence)], dtype=torch.float64)
+    return torch.cat([top, rest])

@@ -1,0 +1,158 @@
+"""Moments: count, mean, central power sums and range of every dim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from outlierscope.stats.power_sums import PowerSums, combined, over_dims, over_sequences
+from outlierscope.stats.stat import Stat
+
+if TYPE_CHECKING:
+    from outlierscope.stats.observation import Observation
+
+
+class PooledMoments(NamedTuple):
+    """Moments over all values of a site, whatever their dim.
+
+    Attributes:
+        count: values.
+        mean: their mean.
+        variance: unbiased.
+        skewness: m3 / m2^1.5, population moments.
+        kurtosis: m4 / m2^2, population moments; 3 for a normal distribution.
+        absmax: largest magnitude.
+    """
+
+    count: int
+    mean: float
+    variance: float
+    skewness: float
+    kurtosis: float
+    absmax: float
+
+
+def _empty() -> Tensor:
+    return torch.zeros(0, dtype=torch.float64)
+
+
+@dataclass
+class Moments(Stat["Observation"]):
+    """Moments by dim; everything [d] float64 (empty before the first batch).
+
+    Attributes:
+        count: tokens.
+        mean: over tokens.
+        m2: sum of (x - mean)^2 over tokens.
+        m3: sum of (x - mean)^3.
+        m4: sum of (x - mean)^4.
+        minimum: smallest value.
+        maximum: largest value.
+        nonfinite: tokens dropped because a value was NaN or infinite.
+    """
+
+    count: int = 0
+    mean: Tensor = field(default_factory=_empty)
+    m2: Tensor = field(default_factory=_empty)
+    m3: Tensor = field(default_factory=_empty)
+    m4: Tensor = field(default_factory=_empty)
+    minimum: Tensor = field(default_factory=_empty)
+    maximum: Tensor = field(default_factory=_empty)
+    nonfinite: int = 0
+
+    @property
+    def name(self) -> str:
+        return "moments"
+
+    def fresh(self) -> Moments:
+        return Moments()
+
+    def update(self, seen: Observation) -> None:
+        digest = seen.digest
+        sums = over_sequences(digest.sums)
+        self._take(
+            sums,
+            digest.minimum.amin(0).double(),
+            digest.maximum.amax(0).double(),
+            digest.tokens,
+        )
+        self.nonfinite += digest.nonfinite
+
+    def merge(self, other: Moments) -> None:
+        self._take(other._sums(), other.minimum, other.maximum, other.count)
+        self.nonfinite += other.nonfinite
+
+    def _take(self, sums: PowerSums, minimum: Tensor, maximum: Tensor, count: int) -> None:
+        if not count:
+            return
+        if self.count:
+            sums = combined(self._sums(), sums)
+            minimum, maximum = torch.minimum(self.minimum, minimum), torch.maximum(self.maximum, maximum)
+        self.count += count
+        self.mean, self.m2, self.m3, self.m4 = sums.mean, sums.m2, sums.m3, sums.m4
+        self.minimum, self.maximum = minimum, maximum
+
+    def _sums(self) -> PowerSums:
+        return PowerSums(torch.tensor(self.count), self.mean, self.m2, self.m3, self.m4)
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            "count": torch.tensor(self.count),
+            "mean": self.mean,
+            "m2": self.m2,
+            "m3": self.m3,
+            "m4": self.m4,
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "nonfinite": torch.tensor(self.nonfinite),
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.count, self.nonfinite = int(state["count"]), int(state["nonfinite"])
+        self.mean, self.m2, self.m3, self.m4 = state["mean"], state["m2"], state["m3"], state["m4"]
+        self.minimum, self.maximum = state["minimum"], state["maximum"]
+
+    def variance(self, ddof: int = 1) -> Tensor:
+        """[d] m2 / (count - ddof); NaN where there are too few tokens."""
+        return self.m2 / (self.count - ddof) if self.count > ddof else torch.full_like(self.m2, torch.nan)
+
+    def std(self, ddof: int = 1) -> Tensor:
+        """[d] square root of the variance."""
+        return self.variance(ddof).sqrt()
+
+    def skewness(self) -> Tensor:
+        """[d] sqrt(n) m3 / m2^1.5; NaN in constant dims."""
+        return self.count**0.5 * self.m3 / self.m2**1.5
+
+    def kurtosis(self) -> Tensor:
+        """[d] n m4 / m2^2, not excess: 3 for a normal distribution; NaN in constant dims."""
+        return self.count * self.m4 / self.m2**2
+
+    def absmax(self) -> Tensor:
+        """[d] largest magnitude."""
+        return torch.maximum(self.maximum, -self.minimum)
+
+    def rms(self) -> Tensor:
+        """[d] root of the mean square, sqrt(mean^2 + m2 / n)."""
+        return (self.mean**2 + self.variance(ddof=0)).sqrt()
+
+    def pooled(self) -> PooledMoments:
+        """Moments over all values of all dims; NaN where there are too few values."""
+        if not self.count:
+            return PooledMoments(0, torch.nan, torch.nan, torch.nan, torch.nan, torch.nan)
+        row = PowerSums(
+            torch.tensor([[self.count]]), self.mean[None], self.m2[None], self.m3[None], self.m4[None]
+        )
+        sums = over_dims(row)
+        n, m2 = int(sums.count), sums.m2[0]
+        return PooledMoments(
+            n,
+            float(sums.mean),
+            float(m2 / (n - 1)) if n > 1 else torch.nan,
+            float(n**0.5 * sums.m3[0] / m2**1.5),
+            float(n * sums.m4[0] / m2**2),
+            float(self.absmax().max()),
+        )
