@@ -1,0 +1,283 @@
+"""Documents: what the readers of files and iterables yield, and the readers themselves.
+
+A plain text file is one long document, because that is how text collections such as WikiText are read; every
+row of a .jsonl or .parquet file is a document of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from outlierscope.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyarrow import DataType
+    from pyarrow.parquet import ParquetFile
+
+BLOCK_CHARACTERS = 65_536
+"""How much of a text file is read at once."""
+
+HASHED_BYTES = 256 * 2**20
+"""Files up to this size are hashed as a whole; of larger ones the size, the beginning and the end count."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, or the token ids of one.
+
+    Attributes:
+        name: where it came from, for messages: ``my.jsonl:17``.
+        blocks: consecutive pieces of the text; read once. Empty when token ids were given.
+        token_ids: the token ids as given, or ``None``.
+    """
+
+    name: str
+    blocks: Iterable[str] = ()
+    token_ids: list[int] | None = None
+
+
+class DocumentSource(Protocol):
+    """Documents that can be read again from the beginning."""
+
+    @property
+    def characters(self) -> int | None:
+        """About how many characters of text there are; ``None`` when unknown. Only an estimate."""
+
+    def __iter__(self) -> Iterator[Document]:
+        """All documents, always the same ones in the same order."""
+
+    def fingerprint(self) -> str:
+        """A hash of the content, in hexadecimal."""
+
+    def describe(self) -> dict[str, Any]:
+        """Where the text comes from, for ``scan.json``."""
+
+
+class TextFile:
+    """A .txt file in UTF-8: one document, read block by block."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def characters(self) -> int:
+        """Its size in bytes; in most scripts a little more than its characters."""
+        return self.path.stat().st_size
+
+    def __iter__(self) -> Iterator[Document]:
+        yield Document(self.path.name, self._blocks())
+
+    def _blocks(self) -> Iterator[str]:
+        with self.path.open(encoding="utf-8-sig") as file:
+            try:
+                while block := file.read(BLOCK_CHARACTERS):
+                    yield block
+            except UnicodeDecodeError as error:
+                raise _not_utf8(str(self.path), error) from None
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file."""
+        return file_fingerprint(self.path)
+
+    def describe(self) -> dict[str, Any]:
+        """The file's name."""
+        return {"kind": "txt", "path": str(self.path)}
+
+
+class JsonLines:
+    """A .jsonl file: one JSON object a line, one of whose fields is text or a list of token ids.
+
+    Raises (while reading):
+        UserError: for a line that is not a JSON object, lacks the field or holds something else in it.
+    """
+
+    def __init__(self, path: Path, column: str = "text") -> None:
+        self.path = path
+        self.column = column
+
+    @property
+    def characters(self) -> int:
+        """Its size in bytes, the other fields included."""
+        return self.path.stat().st_size
+
+    def __iter__(self) -> Iterator[Document]:
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                place = f"{self.path}:{number}"
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise _not_utf8(place, error) from None
+                if text.strip():
+                    yield cell_document(
+                        self._cell(text, place),
+                        f"{self.path.name}:{number}",
+                        f"{place}: field {self.column!r}",
+                    )
+
+    def _cell(self, line: str, place: str) -> object:
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            raise UserError(f"{place}: broken JSON ({reason}); every line must hold one object") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: holds {_kind(row)}; every line must hold one JSON object")
+        if self.column not in row:
+            raise _missing_column(place, self.column, row)
+        return row[self.column]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file."""
+        return file_fingerprint(self.path)
+
+    def describe(self) -> dict[str, Any]:
+        """The file's name and the field that is read."""
+        return {"kind": "jsonl", "path": str(self.path), "column": self.column}
+
+
+class Parquet:
+    """A .parquet file, one of whose columns holds text or lists of token ids.
+
+    Raises:
+        UserError: for a file that is not parquet, a missing column or one of another type.
+    """
+
+    def __init__(self, path: Path, column: str = "text") -> None:
+        self.path = path
+        self.column = column
+        with self._open() as file:
+            schema = file.schema_arrow
+            if column not in schema.names:
+                raise _missing_column(str(path), column, schema.names)
+            kind = schema.field(column).type
+            total = 0
+            for group in range(file.metadata.num_row_groups):
+                part = file.metadata.row_group(group)
+                for index in range(part.num_columns):
+                    if part.column(index).path_in_schema.split(".")[0] == column:
+                        total += part.column(index).total_uncompressed_size
+        text = _is_text(kind)
+        if not text and not _is_token_ids(kind):
+            raise UserError(
+                f"{path}: column {column!r} holds {kind}, expected text or lists of token ids; "
+                f"the columns are {', '.join(schema.names)}"
+            )
+        self._characters = total if text else None
+
+    def _open(self) -> ParquetFile:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+
+        try:
+            return ParquetFile(self.path)
+        except (ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.path}: not a readable parquet file ({reason})") from None
+
+    @property
+    def characters(self) -> int | None:
+        """Uncompressed bytes of the column; ``None`` for token ids."""
+        return self._characters
+
+    def __iter__(self) -> Iterator[Document]:
+        from pyarrow import ArrowException
+
+        row = 0
+        with self._open() as file:
+            try:
+                for batch in file.iter_batches(batch_size=256, columns=[self.column]):
+                    for cell in batch.column(0).to_pylist():
+                        row += 1
+                        place = f"{self.path}: row {row}: column {self.column!r}"
+                        yield cell_document(cell, f"{self.path.name}:{row}", place)
+            except (ArrowException, OSError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{self.path}: damaged after row {row} ({reason})") from None
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file."""
+        return file_fingerprint(self.path)
+
+    def describe(self) -> dict[str, Any]:
+        """The file's name and the column that is read."""
+        return {"kind": "parquet", "path": str(self.path), "column": self.column}
+
+
+def cell_document(cell: object, name: str, place: str) -> Document:
+    """The document in one cell of a table; an absent one (``None``) is an empty text.
+
+    Raises:
+        UserError: for anything but text and lists of token ids; ``place`` says where.
+    """
+    if cell is None:
+        return Document(name, ("",))
+    if isinstance(cell, str):
+        return Document(name, (cell,))
+    if isinstance(cell, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in cell):
+        return Document(name, token_ids=cell)
+    raise UserError(f"{place} holds {_kind(cell)}, expected text or a list of token ids")
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 of a file; of a very large one, that of its size, its first and its last 32 MiB."""
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= HASHED_BYTES:
+            while block := file.read(2**20):
+                digest.update(block)
+        else:
+            digest.update(str(size).encode())
+            digest.update(file.read(2**25))
+            file.seek(-(2**25), 2)
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def _missing_column(place: str, column: str, present: Iterable[str]) -> UserError:
+    names = ", ".join(str(name) for name in present) or "none"
+    return UserError(f"{place}: no column {column!r}; there are: {names}; choose one with --column")
+
+
+def _not_utf8(place: str, error: UnicodeDecodeError) -> UserError:
+    byte = error.object[error.start]
+    return UserError(
+        f"{place}: not UTF-8 text (byte 0x{byte:02x}: {error.reason}); convert it to UTF-8 first"
+    )
+
+
+def _kind(value: object) -> str:
+    """What a JSON or Arrow value is, in a user's words."""
+    if isinstance(value, bool):
+        return "a truth value"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "a text"
+    if isinstance(value, list):
+        return "a list of other things" if value else "an empty list"
+    if isinstance(value, Mapping):
+        return "an object"
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _is_text(kind: DataType) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _is_token_ids(kind: DataType) -> bool:
+    from pyarrow import types
+
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(is_list and types.is_integer(kind.value_type))

@@ -1,0 +1,276 @@
+"""TextCorpus: documents as numbered batches of token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from outlierscope.corpus.batch import TEXT_CLASSES, Batch
+from outlierscope.corpus.batching import Sampling, gathered
+from outlierscope.corpus.iterables import GivenDocuments
+from outlierscope.corpus.token_classes import class_table, text_classes, vocabulary_pieces
+from outlierscope.corpus.tokenization import SpecialTokens, space_rule, special_tokens
+from outlierscope.corpus.windows import LEAST_CONTENT, Window, content_windows, framed
+from outlierscope.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from outlierscope.corpus.documents import Document, DocumentSource
+
+_CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass
+class _Tally:
+    """What was met while reading, from the beginning of the corpus up to now."""
+
+    windows: int = 0
+    documents: int = 0
+    empty_documents: int = 0
+    short_windows: int = 0
+
+
+class TextCorpus:
+    """Documents cut into windows, windows gathered into batches; always the same ones in the same order.
+
+    Args:
+        source: the documents.
+        tokenizer: a transformers tokenizer; ``None`` when all documents are token ids.
+        stack: stack of the model that sees the tokens.
+        causal: whether it is a decoder; see ``special_tokens``.
+        length: tokens of a full window, special tokens included.
+        batch_size: sequences of a batch; ``None``: as many as make ``BATCH_TOKENS`` tokens.
+        tokens: stop with the window that brings the real tokens to this number; ``None``: read all.
+        bos: special tokens at the start of windows; see ``special_tokens``. Documents of token ids are
+            taken as they are, and get special tokens only with ``True``.
+        sampling: on which batches the dear statistics are computed.
+        vocabulary_size: rows of the model's token embedding; ids beyond are an error.
+
+    Raises:
+        UserError: for a ``length`` that leaves no room for text, and while reading for whatever the readers
+            complain about, text without a tokenizer, ids beyond the vocabulary, or a corpus without tokens.
+    """
+
+    def __init__(
+        self,
+        source: DocumentSource,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        stack: str,
+        causal: bool,
+        length: int,
+        batch_size: int | None,
+        tokens: int | None = None,
+        bos: bool | None = None,
+        sampling: Sampling | None = None,
+        vocabulary_size: int | None = None,
+    ) -> None:
+        self.source = source
+        self.tokenizer = tokenizer
+        self.stack = stack
+        self.causal = causal
+        self.length = length
+        self.batch_size = batch_size
+        self.tokens = tokens
+        self.bos = bos
+        self.sampling = sampling or Sampling()
+        self.vocabulary_size = vocabulary_size
+        self._tally = _Tally()
+        if tokenizer is None:
+            if bos:
+                raise UserError("--bos needs the model's tokenizer, and this model comes without one")
+            self._special = SpecialTokens((), ())
+            self._join = None
+            self._table = torch.zeros(0, dtype=torch.uint8)
+            self._pieces: list[str] = []
+            self._pad = 0
+        else:
+            self._special = special_tokens(tokenizer, causal=causal, bos=bos)
+            self._join = space_rule(tokenizer)
+            self._pieces = vocabulary_pieces(tokenizer)
+            self._table = class_table(tokenizer, self._pieces)
+            self._pad = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        least = self._special.count + LEAST_CONTENT
+        if length < least:
+            raise UserError(f"--length {length} leaves no room for text; at least {least} is needed here")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the token classes."""
+        return TEXT_CLASSES
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """All batches from number ``start`` on; the k-th one is the same whatever ``start`` is.
+
+        What comes before ``start`` is tokenized again, which is cheap, and dropped.
+        """
+        first_sequence = 0
+        for number, windows in enumerate(gathered(self._windows(), self.batch_size)):
+            if number >= start:
+                yield self._batch(number, first_sequence, windows)
+            first_sequence += len(windows)
+
+    def _windows(self) -> Iterator[Window]:
+        tally = _Tally()
+        left = self.tokens
+        for document in self.source:
+            tally.documents += 1
+            empty = True
+            for window in self._document_windows(document):
+                empty = False
+                if len(window.token_ids) - window.special_tokens < LEAST_CONTENT:
+                    tally.short_windows += 1
+                    continue
+                tally.windows += 1
+                if tally.windows >= self._tally.windows:  # this reading is the one that came furthest
+                    self._tally = tally
+                yield window
+                if left is not None:
+                    left -= len(window.token_ids)
+                    if left <= 0:
+                        return
+            tally.empty_documents += empty
+        if not tally.windows:
+            raise self._nothing_found(tally)
+
+    def _document_windows(self, document: Document) -> Iterator[Window]:
+        special = self._special
+        if document.token_ids is not None and not self.bos:
+            special = SpecialTokens((), ())
+        for content in content_windows(document, self.tokenizer, self._join, self.length - special.count):
+            yield Window(document.name, framed(content, special), special.count)
+
+    def _nothing_found(self, tally: _Tally) -> UserError:
+        source = self.source.describe()
+        place = source.get("path") or source.get("title")
+        if not tally.documents:
+            return UserError(f"{place} is empty; give a file with text in it")
+        if not tally.short_windows:
+            return UserError(f"{place} holds only white space; give a file with text in it")
+        return UserError(f"{place} has no text of at least {LEAST_CONTENT} tokens; give a longer one")
+
+    def _batch(self, number: int, first: int, windows: list[Window]) -> Batch:
+        longest = max(len(window.token_ids) for window in windows)
+        token_ids = torch.full((len(windows), longest), -1, dtype=torch.int64)  # [B, T]
+        for row, window in enumerate(windows):
+            token_ids[row, : len(window.token_ids)] = self._checked(window)
+        real = torch.arange(longest) < torch.tensor([[len(window.token_ids)] for window in windows])  # [B, T]
+        inputs = {"input_ids": token_ids.where(real, self._pad)}
+        if not real.all():
+            inputs["attention_mask"] = real.long()
+        return Batch(
+            number=number,
+            stack=self.stack,
+            inputs=inputs,
+            token_ids=token_ids,
+            real=real,
+            classes=text_classes(token_ids, self._table),
+            class_names=TEXT_CLASSES,
+            sequence_ids=torch.arange(first, first + len(windows)),
+            documents=[window.document for window in windows],
+            dear=self.sampling.dear(number, first),
+        )
+
+    def _checked(self, window: Window) -> Tensor:
+        token_ids = torch.tensor(window.token_ids, dtype=torch.int64)  # [T]
+        smallest, largest = int(token_ids.min()), int(token_ids.max())
+        if smallest < 0:
+            raise UserError(f"{window.document} holds the token id {smallest}; ids start at 0")
+        if self.vocabulary_size is not None and largest >= self.vocabulary_size:
+            raise UserError(
+                f"{window.document} holds the token id {largest}, but the model knows {self.vocabulary_size} "
+                "tokens; were they made with another tokenizer?"
+            )
+        return token_ids
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the content, the tokenizer's vocabulary and all settings that decide about batches."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        if isinstance(self.source, GivenDocuments):
+            for _ in self._windows():  # reads as much of an iterator as a scan does
+                pass
+        settings = {
+            "source": self.source.fingerprint(),
+            "vocabulary": hashlib.sha256("\n".join(self._pieces).encode()).hexdigest(),
+            "special": asdict(self._special),
+            "bos": self.bos,
+            "stack": self.stack,
+            "length": self.length,
+            "batch_size": self.batch_size,
+            "tokens": self.tokens,
+            "sampling": asdict(self.sampling),
+        }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What was read and how, for ``scan.json``; the counts reach as far as ``batches`` has come."""
+        return {
+            "source": self.source.describe(),
+            "length": self.length,
+            "batch_size": self.batch_size,
+            "tokens_wanted": self.tokens,
+            "bos": self.bos,
+            "special_tokens_before": [self.token_text(token) for token in self._special.prefix],
+            "special_tokens_after": [self.token_text(token) for token in self._special.suffix],
+            # Whether long documents, tokenized piece by piece, have exactly the tokens of the whole.
+            "pieces_exact": self.tokenizer is None or self._join is not None,
+            "sampling": asdict(self.sampling),
+            "documents": self._tally.documents,
+            "empty_documents": self._tally.empty_documents,
+            "short_windows_dropped": self._tally.short_windows,
+        }
+
+    def token_text(self, token_id: int) -> str | None:
+        """How the vocabulary writes a token; ``None`` without a tokenizer."""
+        return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else None
+
+    def context(self, token_ids: Tensor, position: int) -> str | None:
+        """The text around a token of a sequence ([T] ids); ``None`` without a tokenizer."""
+        return context_text(self.tokenizer, token_ids.tolist(), position) if self.tokenizer else None
+
+    @property
+    def estimated_tokens(self) -> int | None:
+        """About how many tokens there will be, for progress bars; ``None`` when unknown."""
+        characters = self.source.characters
+        if characters is None:
+            return self.tokens
+        guess = max(1, characters // _CHARACTERS_PER_TOKEN)
+        return guess if self.tokens is None else min(guess, self.tokens)
+
+
+def context_text(
+    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], position: int, reach: int = 8
+) -> str:
+    """The text around one token, which stands between « and », on one line.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        token_ids: [T] ids of the sequence; -1 for padding, which is left out.
+        position: index of the token.
+        reach: how many tokens to show on either side.
+    """
+
+    def text(stop: int) -> str:
+        ids = [token for token in token_ids[start:stop] if token >= 0]
+        return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    start = max(0, position - reach)
+    before, until, whole = text(position), text(position + 1), text(position + 1 + reach)
+    # Decoded alone, a token would lose its space, or gain one; where it lies follows from what it adds.
+    here = until.removeprefix(before)
+    after = whole.removeprefix(until)
+    space = here[: len(here) - len(here.lstrip(" "))]
+    marked = here[len(space) :].replace("\n", "\\n") or space
+    return " ".join(f"{before}{space}«{marked}»{after}".split())
