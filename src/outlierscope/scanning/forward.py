@@ -42,8 +42,14 @@ class TappedModel:
     def __enter__(self) -> Self:
         sites = {site for site, _ in self._template}
         module, anatomy = self._observed.module, self._observed.anatomy
-        self._exit.enter_context(Taps(module, anatomy, [site for site in sites if site.name != "pattern"], self._tensor))
-        self._attention = AttentionObserver(module, anatomy, self._pattern) if any(site.name == "pattern" for site in sites) else None
+        self._exit.enter_context(
+            Taps(module, anatomy, [site for site in sites if site.name != "pattern"], self._tensor)
+        )
+        self._attention = (
+            AttentionObserver(module, anatomy, self._pattern)
+            if any(site.name == "pattern" for site in sites)
+            else None
+        )
         if self._attention:
             self._exit.enter_context(self._attention)
         return self
@@ -103,4 +109,8 @@ class TappedModel:
 
 def _out_of_memory(error: BaseException) -> bool:
     # The CPU allocator reports a lack of memory as a plain RuntimeError.
-    return not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+    return (
+        not isinstance(error, RuntimeError)
+        or isinstance(error, torch.OutOfMemoryError)
+        or "allocate memory" in str(error)
+    )

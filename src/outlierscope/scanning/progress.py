@@ -57,7 +57,9 @@ class Progress:
             self.sampled_sequences += sequences
 
 
-def save_progress(folder: Path, progress: Progress, measurements: Measurements, identity: dict[str, Any]) -> None:
+def save_progress(
+    folder: Path, progress: Progress, measurements: Measurements, identity: dict[str, Any]
+) -> None:
     """Save the state so that a kill at any moment leaves the previous or the new state, never half of one."""
     tensors = folder / FOLDER / f"state-{progress.batches:08d}.safetensors"
     digest = write_tensors(tensors, measurements.state())
@@ -86,7 +88,9 @@ def load_progress(folder: Path, measurements: Measurements, identity: dict[str, 
             )
     tensors = folder / FOLDER / cursor["file"]
     if not tensors.exists() or checksum(tensors) != cursor["sha256"]:
-        raise UserError(f"cannot resume {folder}: {tensors.name} is missing or damaged; start again with --overwrite")
+        raise UserError(
+            f"cannot resume {folder}: {tensors.name} is missing or damaged; start again with --overwrite"
+        )
     keys, get = read_tensors(tensors)
     measurements.load_state(get, keys)
     return Progress(**cursor["progress"])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from outlierscope.corpus.open import open_corpus
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.criterion import Corpus as CorpusFacts
 from outlierscope.criteria.finding import Finding
@@ -18,6 +17,7 @@ from outlierscope.model.weights import summarize_weights
 from outlierscope.scanning.context import add_contexts
 from outlierscope.scanning.evidence import ScanEvidence
 from outlierscope.scanning.examples import collect_examples
+from outlierscope.scanning.feeding import corpus_for
 from outlierscope.scanning.findings import to_table
 from outlierscope.scanning.forward import TappedModel
 from outlierscope.scanning.plan import plan
@@ -109,21 +109,7 @@ def scan(
     torch.manual_seed(settings.seed)
     listener("proving the anatomy", 0, None)
     anatomy = model.anatomy
-    corpus = open_corpus(
-        data,
-        text=text,
-        column=column,
-        processor=model.processor,
-        kind=model.kind,
-        stack=next(iter(anatomy.stacks), "decoder"),
-        config=model.module.config,
-        max_length=model.max_length,
-        tokens=settings.tokens,
-        length=settings.length,
-        batch_size=settings.batch_size,
-        bos=settings.bos,
-        sample_every=1 if settings.exact else settings.sample_every,
-    )
+    corpus = corpus_for(model, settings, data, text=text, column=column)
     measurements = plan(anatomy, criteria, settings)
     identity = {
         "model": model.fingerprint(),
@@ -139,19 +125,29 @@ def scan(
         progress = load_progress(folder, measurements, identity)
     elif folder is not None:
         clear_folder(folder)
-    run = _Run(model, corpus, settings, criteria, measurements, progress, folder, identity, listener, seconds_between_saves)
+    run = _Run(
+        model,
+        corpus,
+        settings,
+        criteria,
+        measurements,
+        progress,
+        folder,
+        identity,
+        listener,
+        seconds_between_saves,
+    )
     checks = _read(run)
     return _conclude(run, checks)
 
 
 def _read(run: _Run) -> dict[str, float]:
     """Every batch that is left, one after the other; the state is saved every so often."""
-    checks: dict[str, float] = {}
+    first = next(run.corpus.batches())
+    checks = check_taps(run.observed, run.measurements, first)
     saved = time.monotonic()
     with TappedModel(run.observed, run.measurements) as tapped:
         for batch in run.corpus.batches(run.progress.batches):
-            if not checks:
-                checks = check_taps(run.observed, run.measurements, batch)
             start = time.monotonic()
             try:
                 fresh = tapped.observe(batch)
@@ -168,8 +164,6 @@ def _read(run: _Run) -> dict[str, float]:
             if run.folder is not None and time.monotonic() - saved >= run.seconds_between_saves:
                 save_progress(run.folder, run.progress, run.measurements, run.identity)
                 saved = time.monotonic()
-    if run.progress.batches == 0:
-        raise UserError(f"nothing to read in {run.corpus.describe().get('source', 'the corpus')}")
     return checks
 
 
@@ -177,7 +171,9 @@ def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
     """Weights, criteria, contexts, examples; then the files, if there is a folder."""
     observed, progress = run.observed, run.progress
     run.listener("looking at the weights", 0, None)
-    weights: list[MatrixSummary] = summarize_weights(observed) if {"weight", "format"} & set(run.settings.only) else []
+    weights: list[MatrixSummary] = (
+        summarize_weights(observed) if {"weight", "format"} & set(run.settings.only) else []
+    )
     facts = CorpusFacts(
         tokens=progress.tokens,
         sequences=progress.sequences,
@@ -202,7 +198,9 @@ def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
         "model": observed.describe(),
         "corpus": run.corpus.describe() | {"fingerprint": run.corpus.fingerprint()},
         "settings": run.settings.describe(),
-        "criteria": {criterion.name: _fields(criterion) | {"source": criterion.source} for criterion in run.criteria},
+        "criteria": {
+            criterion.name: _fields(criterion) | {"source": criterion.source} for criterion in run.criteria
+        },
         "module_prefix": observed.prefix,
         "anatomy": observed.anatomy.describe(),
         "self_check": checks,

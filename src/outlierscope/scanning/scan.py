@@ -16,7 +16,14 @@ from outlierscope.scanning.findings import read_findings, to_parquet
 from outlierscope.scanning.plan import plan
 from outlierscope.scanning.progress import FOLDER, discard_progress
 from outlierscope.scanning.restore import restore_anatomy, restore_settings
-from outlierscope.scanning.store import checksum, read_json, read_tensors, write_bytes, write_json, write_tensors
+from outlierscope.scanning.store import (
+    checksum,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 from outlierscope.stats.measurements import Measurements
 from outlierscope.stats.weights import summaries_from_tensors, summaries_to_tensors
 
@@ -31,7 +38,11 @@ FORMAT = 1
 """Version of the layout of a scan folder."""
 
 MANIFEST, FINDINGS, REPORT = "scan.json", "findings.parquet", "report.html"
-STATS, WEIGHTS, EXAMPLES = "stats-00000.safetensors", "stats-weights.safetensors", "examples-00000.safetensors"
+STATS, WEIGHTS, EXAMPLES = (
+    "stats-00000.safetensors",
+    "stats-weights.safetensors",
+    "examples-00000.safetensors",
+)
 
 
 class Scan:
@@ -73,7 +84,9 @@ class Scan:
         place = Site(stack or stacks[0], layer, site)
         found = self.evidence.stat(place, name)
         if found is None:
-            there = [stat.name for stat in self.evidence.measurements.at(self.evidence.anatomy.canonical(place))]
+            there = [
+                stat.name for stat in self.evidence.measurements.at(self.evidence.anatomy.canonical(place))
+            ]
             raise KeyError(f"no {name!r} at {place}; measured there: {', '.join(there) or 'nothing'}")
         return found
 
@@ -136,11 +149,15 @@ class Scan:
         folder = Path(folder)
         if not (folder / MANIFEST).exists():
             unfinished = (folder / FOLDER / "cursor.json").exists()
-            hint = "the scan in it is unfinished, go on with --resume" if unfinished else f"it has no {MANIFEST}"
+            hint = (
+                "the scan in it is unfinished, go on with --resume" if unfinished else f"it has no {MANIFEST}"
+            )
             raise UserError(f"{folder} is not a scan folder: {hint}")
         manifest = read_json(folder / MANIFEST)
         if manifest.get("format") != FORMAT:
-            raise UserError(f"{folder} was written by another version of outlierscope (format {manifest.get('format')})")
+            raise UserError(
+                f"{folder} was written by another version of outlierscope (format {manifest.get('format')})"
+            )
         for name, expected in manifest["files"].items():
             if name != REPORT and (not (folder / name).exists() or checksum(folder / name) != expected):
                 raise UserError(f"{folder / name} is missing or does not match its checksum; scan again")
@@ -153,14 +170,19 @@ class Scan:
             measurements.load_state(get, keys)
         read = manifest["read"]
         facts = Corpus(
-            **{name: read[name] for name in ("tokens", "sequences", "longest", "sampled_tokens", "sampled_sequences")},
+            **{
+                name: read[name]
+                for name in ("tokens", "sequences", "longest", "sampled_tokens", "sampled_sequences")
+            },
             class_names=tuple(read["class_names"]),
         )
         names, get_weight = read_tensors(folder / WEIGHTS)
         evidence = ScanEvidence(
             anatomy,
             facts,
-            summaries_from_tensors({name: get_weight(name) for name in names}, _weights_metadata(folder / WEIGHTS)),
+            summaries_from_tensors(
+                {name: get_weight(name) for name in names}, _weights_metadata(folder / WEIGHTS)
+            ),
             measurements,
             module_prefix=manifest["module_prefix"],
         )
@@ -186,9 +208,13 @@ def check_folder(folder: Path, *, resume: bool = False, overwrite: bool = False)
     if resume or overwrite:
         return
     if complete:
-        raise UserError(f"{folder} already holds a scan; choose another --out, or replace it with --overwrite")
+        raise UserError(
+            f"{folder} already holds a scan; choose another --out, or replace it with --overwrite"
+        )
     if unfinished:
-        raise UserError(f"{folder} holds an unfinished scan; go on with --resume, or start again with --overwrite")
+        raise UserError(
+            f"{folder} holds an unfinished scan; go on with --resume, or start again with --overwrite"
+        )
 
 
 def clear_folder(folder: Path) -> None:
@@ -197,7 +223,9 @@ def clear_folder(folder: Path) -> None:
     discard_progress(folder)
 
 
-def not_observed(anatomy: Anatomy, settings: ScanSettings, not_applied: list[NotApplied]) -> list[dict[str, Any]]:
+def not_observed(
+    anatomy: Anatomy, settings: ScanSettings, not_applied: list[NotApplied]
+) -> list[dict[str, Any]]:
     """What a reader must not take for absent: sites without statistics, rules without enough data."""
     rows: list[dict[str, Any]] = []
     if anatomy.proved is not True:
@@ -209,12 +237,16 @@ def not_observed(anatomy: Anatomy, settings: ScanSettings, not_applied: list[Not
         {"what": what, "why": why, "layers": [layer for layer in layers if layer is not None]}
         for (what, why), layers in by_reason.items()
     ]
-    left_out = [name for name in (*STACK_SITES, *LAYER_SITES) if name not in settings.sites and anatomy.sites(name)]
+    left_out = [
+        name for name in (*STACK_SITES, *LAYER_SITES) if name not in settings.sites and anatomy.sites(name)
+    ]
     left_out = [name for name in left_out if name not in ("q", "k", "v", "pattern", "resid_pre")]
     if left_out:
         rows.append({"what": ", ".join(left_out), "why": "not asked for; add them with --sites"})
     rows += [{"what": item.criterion, "why": item.reason} for item in not_applied]
-    rows.append({"what": "generation", "why": "a scan reads given text; what the model writes itself is not observed"})
+    rows.append(
+        {"what": "generation", "why": "a scan reads given text; what the model writes itself is not observed"}
+    )
     return rows
 
 

@@ -40,7 +40,9 @@ def check_taps(observed: ObservedModel, measurements: Measurements, batch: Batch
     differences: dict[str, float] = {}
     for route, dear, tolerance in (("fast", False, TOLERANCE), ("exact", True, EXACT_TOLERANCE)):
         captured: list[torch.Tensor] = []
-        hook = observed.module.register_forward_hook(lambda _module, _inputs, output: captured.append(_first(output)))
+        hook = observed.module.register_forward_hook(
+            lambda _module, _inputs, output: captured.append(_first(output))
+        )
         try:
             with TappedModel(observed, measurements) as tapped:
                 tapped.observe(replace(small, dear=dear))

@@ -64,7 +64,9 @@ class ScanSettings:
         for name in ("tokens", "length", "batch_size", "sample_every"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise UserError(f"{name.replace('_', ' ')} must be a whole number of at least 1, not {value!r}")
+                raise UserError(
+                    f"{name.replace('_', ' ')} must be a whole number of at least 1, not {value!r}"
+                )
         if self.bos not in (None, True, False):
             raise UserError(f"bos must be True, False or None, not {self.bos!r}")
         _check_names("site", self.sites, ALL_SITES)
@@ -76,9 +78,7 @@ class ScanSettings:
 
     def describe(self) -> dict[str, Any]:
         """As plain values for ``scan.json``."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
 
 def _check_names(what: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:

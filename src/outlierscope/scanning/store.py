@@ -42,7 +42,9 @@ def write_bytes(path: Path, content: bytes) -> str:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another --out") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another --out"
+        ) from error
     return hashlib.sha256(content).hexdigest()
 
 

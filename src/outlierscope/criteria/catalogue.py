@@ -1,0 +1,53 @@
+"""The catalogue of criteria: a new one is a class and a line here."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from outlierscope.criteria.extreme_neuron import ExtremeNeuron
+from outlierscope.criteria.int8_feature import Int8Feature
+from outlierscope.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from outlierscope.criteria.criterion import Criterion
+
+CRITERIA: tuple[type[Any], ...] = (
+    ExtremeNeuron,
+    Int8Feature,
+)
+
+
+def choose_criteria(kinds: Iterable[str], thresholds: Mapping[str, Mapping[str, float]]) -> list[Criterion]:
+    """Criteria of the given kinds, with their published thresholds where no others are given.
+
+    Raises:
+        UserError: for a threshold of an unknown criterion, or one that a criterion does not have.
+    """
+    check_names(thresholds)
+    kinds = set(kinds)
+    return [_make(criterion, thresholds.get(criterion.name, {})) for criterion in CRITERIA if criterion.kind in kinds]
+
+
+def check_names(names: Iterable[str]) -> tuple[str, ...]:
+    """The names themselves, when all are criteria.
+
+    Raises:
+        UserError: for a name that is none.
+    """
+    known = [criterion.name for criterion in CRITERIA]
+    for name in (names := tuple(names)):
+        if name not in known:
+            raise UserError(f"unknown criterion {name!r}; choose from {', '.join(known)}")
+    return names
+
+
+def _make(criterion: type[Any], thresholds: Mapping[str, float]) -> Any:
+    kinds = {item.name: type(item.default) for item in fields(criterion) if item.default is not None}
+    numbers = [name for name, kind in kinds.items() if kind in (int, float)]
+    for name in thresholds:
+        if name not in numbers:
+            raise UserError(f"{criterion.name} has no threshold {name!r}; it has {', '.join(numbers) or 'none'}")
+    return criterion(**{name: kinds[name](value) for name, value in thresholds.items()})

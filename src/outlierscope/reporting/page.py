@@ -1,0 +1,71 @@
+"""The HTML page: the summary and the findings in one self-contained file that needs no network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from outlierscope.reporting.summary import summarize
+from outlierscope.reporting.wording import number, quoted
+from outlierscope.version import __version__
+
+if TYPE_CHECKING:
+    from outlierscope.scanning.scan import Scan
+
+COLUMNS = (
+    "criterion",
+    "layer",
+    "site",
+    "dim",
+    "head",
+    "token",
+    "value",
+    "score",
+    "threshold",
+    "count",
+    "share_sequences",
+    "module",
+    "context",
+)
+"""Columns of ``findings.parquet`` that the page shows."""
+
+MOST_OF_EACH = 200
+"""Rows shown per criterion; the file holds them all."""
+
+
+def render_page(scan: Scan) -> str:
+    """The report as HTML text; texts from data are escaped wherever they are shown."""
+    environment = Environment(
+        loader=PackageLoader("outlierscope", "reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["shown"] = _shown
+    rows: list[dict[str, Any]] = []
+    seen: dict[str, int] = {}
+    for row in scan.findings.to_pylist():
+        seen[row["criterion"]] = seen.get(row["criterion"], 0) + 1
+        if seen[row["criterion"]] <= MOST_OF_EACH:
+            rows.append(row)
+    return environment.get_template("page.html").render(
+        summary=summarize(scan),
+        columns=[column.replace("_", " ") for column in COLUMNS],
+        rows=[[_cell(row, column) for column in COLUMNS] for row in rows],
+        shown=len(rows),
+        total=scan.findings.num_rows,
+        version=__version__,
+    )
+
+
+def _cell(row: dict[str, Any], column: str) -> Any:
+    if column == "token" and row["token_id"] is not None:
+        return quoted(row["token"], row["token_id"])
+    return row[column]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return number(value) if isinstance(value, float) else str(value)

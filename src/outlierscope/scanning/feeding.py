@@ -1,0 +1,65 @@
+"""The corpus that fits a model: what is asked of the corpus by what the model is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from outlierscope.corpus.open import open_corpus
+from outlierscope.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from outlierscope.corpus.corpus import Corpus
+    from outlierscope.model.observed import ObservedModel
+    from outlierscope.scanning.settings import ScanSettings
+
+
+def corpus_for(
+    model: ObservedModel,
+    settings: ScanSettings,
+    data: str | Path | Iterable[Any] | None,
+    *,
+    text: str | None = None,
+    column: str | None = None,
+) -> Corpus:
+    """Open the data as the model can read it.
+
+    Raises:
+        UserError: for data that do not fit the model, and for a model without transformer blocks.
+    """
+    stack = next(iter(model.anatomy.stacks.values()), None)
+    if stack is None:
+        raise UserError(f"{model.name}: {model.anatomy.reason or 'no stack of transformer blocks was found'}")
+
+    def positions(pixels: Tensor) -> int:
+        with torch.inference_mode():
+            output = model.module(pixel_values=pixels.to(model.device, model.dtype))
+        hidden: Tensor = output[0]  # [1, positions, d]
+        return hidden.shape[1]
+
+    embedding = getattr(model.module, "get_input_embeddings", lambda: None)()
+    return open_corpus(
+        data,
+        kind=model.kind,
+        stack=stack.name,
+        causal=any(layer.attention.causal for layer in stack.layers if layer.attention),
+        processor=model.processor,
+        processor_problem=model.processor_problem,
+        max_length=model.max_length,
+        vocabulary_size=getattr(embedding, "num_embeddings", None),
+        patch=getattr(model.config, "patch_size", None),
+        positions=positions,
+        text=text,
+        column=column,
+        tokens=settings.tokens,
+        length=settings.length,
+        batch_size=settings.batch_size,
+        bos=settings.bos,
+        sample_every=1 if settings.exact else settings.sample_every,
+    )
