@@ -139,9 +139,10 @@ class ImageCorpus:
         made = [picture_pixels(self.processor, image) for _, image in pictures]
         for (name, _), one in zip(pictures, made, strict=True):
             if one.shape != made[0].shape or not self.grid.fits(one.shape[-2], one.shape[-1]):
+                size = f"{one.shape[-2]} x {one.shape[-1]}"
                 raise UserError(
-                    """SHA-256 over all names and sizes, the content of the pictures wanted and the settings."""
-                    "sizes of others; only models that see one size are supported"
+                    f"the image processor makes {size} pixels of {name}, and another size of other pictures; "
+                    "only models that see one size are supported"
                 )
         return torch.cat(made)
 
