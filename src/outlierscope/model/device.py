@@ -30,12 +30,10 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(
-                f"device {name} asked for, but PyTorch sees no CUDA device here; use --device cpu"
-            )
+            raise UserError(f"no device {name} here: PyTorch sees no CUDA device; use --device cpu")
         if number and int(number) >= torch.cuda.device_count():
             raise UserError(
-                f"device {name} asked for, but the CUDA devices here end at cuda:{torch.cuda.device_count() - 1}"
+                f"no device {name} here; the CUDA devices end at cuda:{torch.cuda.device_count() - 1}"
             )
     return torch.device(name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -46,7 +46,7 @@ def _sample(parameter: Tensor) -> bytes:
     return flat[places.long().to(flat.device)].cpu().float().numpy().tobytes()
 
 
-def _steady(value: Any) -> Any:
+def _steady(value: object) -> object:
     if isinstance(value, dict):
         return {str(key): _steady(item) for key, item in value.items() if key not in VOLATILE}
     if isinstance(value, (list, tuple)):

@@ -65,7 +65,7 @@ def load(
     return observed
 
 
-def wrap(module: nn.Module, processor: Any = None, *, name: str = "live model") -> ObservedModel:
+def wrap(module: nn.Module, processor: object = None, *, name: str = "live model") -> ObservedModel:
     """Observe a live model; it is changed in no way.
 
     Args:
@@ -84,7 +84,7 @@ def wrap(module: nn.Module, processor: Any = None, *, name: str = "live model") 
     return ObservedModel(module, name, processor=processor, processor_problem=problem)
 
 
-def _model_class(source: Source, *, trust_remote_code: bool) -> Any:
+def _model_class(source: Source, *, trust_remote_code: bool) -> type[Any]:
     import transformers
 
     model_type = source.config.get("model_type")
@@ -138,7 +138,7 @@ def _unpickled(source: Source, *, allow_pickle: bool) -> dict[str, Tensor]:
                 raise UserError(f"{path} is corrupt or no PyTorch file; download it again") from None
             raise UserError(
                 f"{path} is a pickle that holds more than tensors, and loading it could run any code; "
-                "if you trust it, allow that with --allow-pickle (allow_pickle=True), or convert it to safetensors"
+                "convert it to safetensors or, if you trust it, pass --allow-pickle (allow_pickle=True)"
             ) from None
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, ImportError) as error:
             raise UserError(f"{path} cannot be read as a PyTorch file: {first_line(error)}") from error
@@ -152,7 +152,7 @@ def _unpickled(source: Source, *, allow_pickle: bool) -> dict[str, Tensor]:
 
 def _build(
     source: Source,
-    model_class: Any,
+    model_class: type[Any],
     dtype: torch.dtype | None,
     state: dict[str, Tensor] | None,
     *,
@@ -243,7 +243,7 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.log_levels["error"])
     try:
         yield
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from outlierscope.model.fingerprint import fingerprint
-from outlierscope.version import __version__
+from outlierscope.model.versions import versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
+    from transformers import PreTrainedConfig
 
     from outlierscope.model.anatomy import Anatomy
 
@@ -73,7 +73,7 @@ class ObservedModel:
         return discover(self.module)
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig | None:
         """The model's config; ``None`` for a module that has none."""
         return getattr(self.full, "config", None)
 
@@ -113,7 +113,7 @@ class ObservedModel:
         return None if limit is None else limit - self._unusable_positions(limit)
 
     def _unusable_positions(self, limit: int) -> int:
-        # Position tables of RoBERTa's kind start counting after the padding index: 512 of 514 rows are usable.
+        # Position tables of RoBERTa's kind count from after the padding index: 512 of 514 rows serve.
         for name, module in self.module.named_modules():
             is_table = isinstance(module, torch.nn.Embedding) and "position" in name.rpartition(".")[2]
             if is_table and module.num_embeddings == limit and module.padding_idx is not None:
@@ -137,9 +137,6 @@ class ObservedModel:
 
     def describe(self) -> dict[str, Any]:
         """As plain values for ``scan.json``."""
-        import safetensors
-        import transformers
-
         return {
             "name": self.name,
             "source": self.source,
@@ -157,11 +154,5 @@ class ObservedModel:
             "processor_problem": self.processor_problem,
             "fingerprint": self.fingerprint(),
             "notes": self.notes,
-            "versions": {
-                "outlierscope": __version__,
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "transformers": transformers.__version__,
-                "safetensors": safetensors.__version__,
-            },
+            "versions": versions(),
         }

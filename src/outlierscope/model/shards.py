@@ -12,9 +12,12 @@ import struct
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outlierscope.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -96,7 +99,7 @@ def read_header(path: Path) -> list[TensorEntry]:
     return entries
 
 
-def _entry(path: Path, name: str, fields: Any, start: int, size: int) -> TensorEntry:
+def _entry(path: Path, name: str, fields: Mapping[str, Any], start: int, size: int) -> TensorEntry:
     try:
         dtype, shape = fields["dtype"], tuple(fields["shape"])
         begin, end = fields["data_offsets"]

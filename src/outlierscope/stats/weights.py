@@ -1,12 +1,19 @@
-"""Summaries of weight matrices and norm parameters: each computed from one tensor at a time."""
+"""Summaries of weight matrices and norm parameters: each computed from one tensor, block by block."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     from torch import Tensor
+
+BLOCK_ELEMENTS = 2**20
+"""Entries of a matrix that are looked at together: 4 MiB as float32."""
 
 
 @dataclass
@@ -20,13 +27,13 @@ class MatrixSummary:
         module: full name of the module that owns it.
         parameter: full name of the parameter.
         column_ratio: [in] float32, max_i abs(W[i, j]) / mean_i abs(W[i, j]) of every column j (input neuron);
-            An et al. 2025, section on weight outliers. Empty for norms.
+            An et al. 2025, section on weight outliers. 0 for a column of zeros. Empty for norms.
         row_ratio: [out] float32, the same for rows. Empty for norms.
-        column_argmax: [in] int64, the row i at which column j is largest in magnitude.
+        column_argmax: [in] int64, the row i at which column j is largest in magnitude, the first if several.
         column_extreme: [in] float32, that signed entry.
         values: [d] float32, the parameter itself for norms; empty for matrices.
-        absmax: largest magnitude.
-        nonfinite: how many entries are NaN or infinite.
+        absmax: largest magnitude of a finite entry.
+        nonfinite: how many entries are NaN or infinite; they enter nothing else.
         expert: index of the expert in a mixture, else ``None``.
     """
 
@@ -43,3 +50,185 @@ class MatrixSummary:
     absmax: float
     nonfinite: int
     expert: int | None = None
+
+
+TENSORS = ("column_ratio", "row_ratio", "column_argmax", "column_extreme", "values")
+
+
+@dataclass(frozen=True)
+class WeightPlace:
+    """Whose summary it is; the attributes are those of ``MatrixSummary``."""
+
+    stack: str
+    layer: int | None
+    role: str
+    module: str
+    parameter: str
+    expert: int | None = None
+
+
+class MatrixScan:
+    """Column and row figures of one matrix W [out, in], gathered from blocks of it in any order.
+
+    Arithmetic is float32 within a block, sums over blocks are float64.
+
+    >>> scan = MatrixScan(2, 3)
+    >>> scan.add(torch.tensor([[1.0, 0.0, -8.0], [3.0, 0.0, 2.0]]))
+    >>> scan.summary(WeightPlace("decoder", 0, "down", "mlp.down", "mlp.down.weight")).column_ratio
+    tensor([1.5000, 0.0000, 1.6000])
+    """
+
+    def __init__(self, rows: int, columns: int, device: torch.device | str = "cpu") -> None:
+        self._column_top = torch.full((columns,), -1.0, device=device)
+        self._column_sum = torch.zeros(columns, dtype=torch.float64, device=device)
+        self._column_lost = torch.zeros(columns, dtype=torch.int64, device=device)
+        self._column_argmax = torch.zeros(columns, dtype=torch.int64, device=device)
+        self._column_extreme = torch.zeros(columns, device=device)
+        self._row_top = torch.zeros(rows, device=device)
+        self._row_sum = torch.zeros(rows, dtype=torch.float64, device=device)
+        self._row_lost = torch.zeros(rows, dtype=torch.int64, device=device)
+
+    def add(self, block: Tensor, row: int = 0, column: int = 0) -> None:
+        """Take in one block of W [r, c], of any floating dtype, whose first entry is W[row, column]."""
+        rows, columns = slice(row, row + block.shape[0]), slice(column, column + block.shape[1])
+        values = block.float()
+        magnitude = values.abs()
+        row_top = magnitude.amax(dim=1)  # [r]
+        # A NaN or an infinity anywhere shows in its row's maximum.
+        if not bool(row_top.isfinite().all()):
+            lost = ~values.isfinite()
+            self._column_lost[columns] += lost.sum(dim=0)
+            self._row_lost[rows] += lost.sum(dim=1)
+            values = values.masked_fill(lost, 0.0)
+            magnitude = values.abs()
+            row_top = magnitude.amax(dim=1)
+        self._row_top[rows] = torch.maximum(self._row_top[rows], row_top)
+        self._row_sum[rows] += magnitude.sum(dim=1)
+        self._column_sum[columns] += magnitude.sum(dim=0)
+        self._update_column_extremes(values, magnitude, row, column)
+
+    def _update_column_extremes(self, values: Tensor, magnitude: Tensor, row: int, column: int) -> None:
+        block_top = magnitude.amax(dim=0)  # [c]
+        # An argmax is much dearer than a maximum, and after the first blocks few columns have a new one.
+        better = (block_top > self._column_top[column : column + len(block_top)]).nonzero()[:, 0]
+        if not len(better):
+            return
+        place = magnitude[:, better].argmax(dim=0)  # [better]
+        self._column_top[better + column] = block_top[better]
+        self._column_argmax[better + column] = place + row
+        self._column_extreme[better + column] = values[place, better]
+
+    def summary(self, place: WeightPlace) -> MatrixSummary:
+        """What was gathered, on the CPU."""
+        rows, columns = len(self._row_top), len(self._column_top)
+        column_top = self._column_top.clamp_min(0.0)
+        top = torch.cat([column_top, self._row_top])
+        return MatrixSummary(
+            **vars(place),
+            column_ratio=_ratio(column_top, self._column_sum, rows - self._column_lost),
+            row_ratio=_ratio(self._row_top, self._row_sum, columns - self._row_lost),
+            column_argmax=self._column_argmax.cpu(),
+            column_extreme=self._column_extreme.cpu(),
+            values=torch.empty(0),
+            absmax=float(top.max()) if len(top) else 0.0,
+            nonfinite=int(self._column_lost.sum()),
+        )
+
+
+def _ratio(top: Tensor, total: Tensor, count: Tensor) -> Tensor:
+    mean = total / count.clamp_min(1)
+    return torch.where(mean > 0, top / mean, torch.zeros_like(mean)).float().cpu()
+
+
+def summarize_matrix(weight: Tensor, place: WeightPlace, *, transposed: bool = False) -> MatrixSummary:
+    """Summary of a matrix in memory, on whatever device it is.
+
+    Args:
+        weight: [out, in], or [in, out] with ``transposed``; any floating dtype.
+        place: whose it is.
+        transposed: whether it is stored [in, out].
+    """
+    matrix = weight.detach()
+    out_size, in_size = reversed(matrix.shape) if transposed else matrix.shape
+    scan = MatrixScan(out_size, in_size, matrix.device)
+    for start, block in row_blocks(matrix):
+        add_stored_rows(scan, block, start, transposed=transposed)
+    return scan.summary(place)
+
+
+def row_blocks(matrix: Tensor) -> Iterable[tuple[int, Tensor]]:
+    """Consecutive rows [r, columns] of a matrix, about ``BLOCK_ELEMENTS`` entries each, with their start."""
+    rows = rows_per_block(matrix.shape[1])
+    return ((start, matrix[start : start + rows]) for start in range(0, matrix.shape[0], rows))
+
+
+def rows_per_block(columns: int) -> int:
+    """How many rows of so many columns make a block; at least one.
+
+    >>> rows_per_block(4096)
+    256
+    """
+    return max(1, BLOCK_ELEMENTS // max(1, columns))
+
+
+def add_stored_rows(scan: MatrixScan, block: Tensor, start: int, *, transposed: bool) -> None:
+    """Add rows of the stored tensor from row ``start`` on; with ``transposed`` they are columns of W."""
+    if transposed:
+        scan.add(block.T, column=start)
+    else:
+        scan.add(block, row=start)
+
+
+def summarize_norm(values: Tensor, place: WeightPlace) -> MatrixSummary:
+    """Summary of gamma or beta [d] of a norm: the values themselves."""
+    kept = values.detach().float().cpu().clone()
+    finite = kept.isfinite()
+    nothing = torch.empty(0)
+    return MatrixSummary(
+        **vars(place),
+        column_ratio=nothing,
+        row_ratio=nothing,
+        column_argmax=torch.empty(0, dtype=torch.int64),
+        column_extreme=nothing,
+        values=kept,
+        absmax=float(kept[finite].abs().max()) if finite.any() else 0.0,
+        nonfinite=int((~finite).sum()),
+    )
+
+
+def summaries_to_tensors(
+    summaries: Sequence[MatrixSummary],
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """As named tensors for a safetensors file, and the rest as plain values for its metadata.
+
+    Raises:
+        ValueError: when two summaries are of the same parameter and expert.
+    """
+    tensors: dict[str, Tensor] = {}
+    described: list[dict[str, Any]] = []
+    for summary in summaries:
+        key = summary.parameter if summary.expert is None else f"{summary.parameter}[{summary.expert}]"
+        named = {f"{key}/{name}": getattr(summary, name) for name in TENSORS if len(getattr(summary, name))}
+        if named.keys() & tensors.keys():
+            raise ValueError(f"two summaries of {key}")
+        tensors |= named
+        plain = {
+            item.name: getattr(summary, item.name) for item in fields(summary) if item.name not in TENSORS
+        }
+        described.append({"key": key, **plain})
+    return tensors, described
+
+
+def summaries_from_tensors(
+    tensors: Mapping[str, Tensor], described: Sequence[Mapping[str, Any]]
+) -> list[MatrixSummary]:
+    """Restore what ``summaries_to_tensors`` returned, bit for bit."""
+    summaries = []
+    for item in described:
+        plain = {name: value for name, value in item.items() if name != "key"}
+        named: dict[str, Any] = {}
+        for name in TENSORS:
+            empty = torch.empty(0, dtype=torch.int64 if name == "column_argmax" else torch.float32)
+            named[name] = tensors.get(f"{item['key']}/{name}", empty)
+        summaries.append(MatrixSummary(**plain, **named))
+    return summaries
