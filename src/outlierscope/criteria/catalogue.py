@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from outlierscope.criteria.activation import Massive, SixSigma, SystematicActivation
 from outlierscope.criteria.extreme_neuron import ExtremeNeuron
 from outlierscope.criteria.int8_feature import Int8Feature
+from outlierscope.criteria.norm_weight import NormWeight
+from outlierscope.criteria.super_weight import SuperWeightCandidate
+from outlierscope.criteria.weight import WeightColumn, WeightRow
 from outlierscope.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,8 +19,15 @@ if TYPE_CHECKING:
     from outlierscope.criteria.criterion import Criterion
 
 CRITERIA: tuple[type[Any], ...] = (
+    Massive,
+    SystematicActivation,
+    SixSigma,
     ExtremeNeuron,
     Int8Feature,
+    NormWeight,
+    WeightColumn,
+    WeightRow,
+    SuperWeightCandidate,
 )
 
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from torch import Tensor
-
     from outlierscope.corpus.corpus import Corpus
     from outlierscope.model.observed import ObservedModel
     from outlierscope.scanning.settings import ScanSettings
@@ -37,24 +35,19 @@ def corpus_for(
     if stack is None:
         raise UserError(f"{model.name}: {model.anatomy.reason or 'no stack of transformer blocks was found'}")
 
-    def positions(pixels: Tensor) -> int:
-        with torch.inference_mode():
-            output = model.module(pixel_values=pixels.to(model.device, model.dtype))
-        hidden: Tensor = output[0]  # [1, positions, d]
-        return hidden.shape[1]
-
     embedding = getattr(model.module, "get_input_embeddings", lambda: None)()
     return open_corpus(
         data,
         kind=model.kind,
         stack=stack.name,
         causal=any(layer.attention.causal for layer in stack.layers if layer.attention),
-        processor=model.processor,
+        tokenizer=model.processor if model.kind == "text" else None,
+        processor=model.processor if model.kind == "image" else None,
         processor_problem=model.processor_problem,
         max_length=model.max_length,
         vocabulary_size=getattr(embedding, "num_embeddings", None),
         patch=getattr(model.config, "patch_size", None),
-        positions=positions,
+        positions=_positions(model) if model.kind == "image" and model.processor is not None else None,
         text=text,
         column=column,
         tokens=settings.tokens,
@@ -63,3 +56,13 @@ def corpus_for(
         bos=settings.bos,
         sample_every=1 if settings.exact else settings.sample_every,
     )
+
+
+def _positions(model: ObservedModel) -> int:
+    """How long a sequence the model makes of a picture, found by showing it a blank one."""
+    from PIL import Image
+
+    pixels = model.processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        output = model.module(pixel_values=pixels.to(model.device, model.dtype))
+    return int(output[0].shape[1])  # [1, positions, d]

@@ -11,7 +11,6 @@ import torch
 
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.criterion import Corpus as CorpusFacts
-from outlierscope.criteria.finding import Finding
 from outlierscope.errors import UserError
 from outlierscope.model.weights import summarize_weights
 from outlierscope.scanning.context import add_contexts
@@ -20,6 +19,7 @@ from outlierscope.scanning.examples import collect_examples
 from outlierscope.scanning.feeding import corpus_for
 from outlierscope.scanning.findings import to_table
 from outlierscope.scanning.forward import TappedModel
+from outlierscope.scanning.judging import describe_criteria, judge
 from outlierscope.scanning.plan import plan
 from outlierscope.scanning.progress import Progress, discard_progress, load_progress, save_progress
 from outlierscope.scanning.scan import Scan, check_folder, clear_folder, not_observed
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from outlierscope.corpus.corpus import Corpus
-    from outlierscope.criteria.criterion import Criterion, NotApplied
+    from outlierscope.criteria.criterion import Criterion
     from outlierscope.model.observed import ObservedModel
     from outlierscope.stats.measurements import Measurements
     from outlierscope.stats.weights import MatrixSummary
@@ -198,9 +198,7 @@ def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
         "model": observed.describe(),
         "corpus": run.corpus.describe() | {"fingerprint": run.corpus.fingerprint()},
         "settings": run.settings.describe(),
-        "criteria": {
-            criterion.name: _fields(criterion) | {"source": criterion.source} for criterion in run.criteria
-        },
+        "criteria": describe_criteria(run.criteria),
         "module_prefix": observed.prefix,
         "anatomy": observed.anatomy.describe(),
         "self_check": checks,
@@ -215,23 +213,6 @@ def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
         result.save(run.folder, overwrite=True)
         discard_progress(run.folder)
     return result
-
-
-def judge(criteria: list[Criterion], evidence: ScanEvidence) -> tuple[list[Finding], list[NotApplied]]:
-    """Apply every criterion."""
-    findings: list[Finding] = []
-    not_applied: list[NotApplied] = []
-    for criterion in criteria:
-        for result in criterion.findings(evidence):
-            if isinstance(result, Finding):
-                findings.append(result)
-            else:
-                not_applied.append(result)
-    return findings, not_applied
-
-
-def _fields(criterion: Criterion) -> dict[str, Any]:
-    return dict(vars(criterion))
 
 
 def _nonfinite(measurements: Measurements) -> dict[str, int]:

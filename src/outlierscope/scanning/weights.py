@@ -1,0 +1,83 @@
+"""A scan of weights alone, straight from a checkpoint's files, without building the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from outlierscope.criteria.catalogue import choose_criteria
+from outlierscope.criteria.criterion import Corpus
+from outlierscope.errors import UserError
+from outlierscope.model.anatomy import Anatomy
+from outlierscope.model.checkpoint import open_checkpoint
+from outlierscope.scanning.evidence import ScanEvidence
+from outlierscope.scanning.findings import to_table
+from outlierscope.scanning.judging import describe_criteria, judge
+from outlierscope.scanning.progress import Progress
+from outlierscope.scanning.scan import Scan, check_folder, clear_folder
+from outlierscope.scanning.settings import ScanSettings
+from outlierscope.stats.measurements import Measurements
+
+if TYPE_CHECKING:
+    from outlierscope.scanning.run import Listener
+
+
+def scan_weights(
+    name: str | Path,
+    settings: ScanSettings | None = None,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    revision: str | None = None,
+    listener: Listener | None = None,
+) -> Scan:
+    """Find the weight outliers of a checkpoint, one tensor at a time.
+
+    Args:
+        name: hub id, folder or .safetensors file.
+        settings: only ``thresholds`` matter here.
+        out: folder of the scan; ``None`` keeps it in memory.
+        overwrite: replace whatever scan ``out`` holds.
+        revision: branch, tag or commit of a hub model.
+        listener: called with the number of tensors read.
+
+    Raises:
+        UserError: when there is no such checkpoint or it is broken.
+    """
+    settings = settings or ScanSettings(only=("weight",))
+    if settings.only != ("weight",):
+        raise UserError(f"a checkpoint's files show weights only, not {', '.join(settings.only)}")
+    criteria = choose_criteria(settings.only, settings.thresholds)
+    folder = Path(out) if out is not None else None
+    if folder is not None:
+        check_folder(folder, overwrite=overwrite)
+    checkpoint = open_checkpoint(name, revision=revision)
+    total = len(checkpoint.weights)
+    weights = []
+    for summary in checkpoint.summaries():
+        weights.append(summary)
+        if listener is not None:
+            listener("reading weights", len(weights), max(total, len(weights)))
+    anatomy = Anatomy(stacks={}, proved=None, reason="weights alone were read: roles come from the tensors' names")
+    evidence = ScanEvidence(anatomy, Corpus(0, 0, 0, 0, 0, ()), weights, Measurements())
+    findings, not_applied = judge(criteria, evidence)
+    manifest = {
+        "model": checkpoint.describe(),
+        "corpus": {"source": None},
+        "settings": settings.describe(),
+        "criteria": describe_criteria(criteria),
+        "module_prefix": "",
+        "anatomy": anatomy.describe(),
+        "self_check": {},
+        "read": vars(Progress()) | {"class_names": [], "tensors": len(weights)},
+        "nonfinite": {item.parameter: item.nonfinite for item in weights if item.nonfinite},
+        "not_observed": [
+            {"what": "activations and attention", "why": "only the weights were asked for"},
+            *({"what": item.criterion, "why": item.reason} for item in not_applied),
+        ],
+    }
+    result = Scan(evidence=evidence, findings=to_table(findings), manifest=manifest, examples={})
+    if folder is not None:
+        clear_folder(folder)
+        result.save(folder, overwrite=True)
+    return result
