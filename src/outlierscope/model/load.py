@@ -158,18 +158,13 @@ def _build(
     *,
     trust_remote_code: bool,
 ) -> tuple[nn.Module, dict[str, list[str]]]:
-    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
-    if state is not None:
-        from transformers import AutoConfig
-
-        with _as_one_line(source.name):
-            options["config"] = AutoConfig.from_pretrained(source.folder, **options)
-    else:
-        options["use_safetensors"] = True
+    code = {"trust_remote_code": True} if trust_remote_code else {}
+    options: dict[str, Any] = {"use_safetensors": True, **code} if state is None else {"state_dict": state}
     with _quiet(), _as_one_line(source.name):
+        if state is not None:
+            options["config"], model_class = _resolve_class(source, model_class, code)
         module, report = model_class.from_pretrained(
-            None if state is not None else source.folder,
-            state_dict=state,
+            source.folder if state is None else None,
             dtype="auto" if dtype is None else dtype,
             output_loading_info=True,
             # Told below, with names and sizes, instead of by an exception without them.
@@ -177,6 +172,17 @@ def _build(
             **options,
         )
     return module, _judge(source.name, ObservedModel(module, source.name).prefix, report)
+
+
+def _resolve_class(source: Source, model_class: type[Any], code: dict[str, bool]) -> tuple[Any, type[Any]]:
+    """Config and concrete class: an automatic class does not load from tensors that are in memory."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(source.folder, **code)
+    if issubclass(model_class, transformers.PreTrainedModel):
+        return config, model_class
+    with torch.device("meta"):
+        return config, type(model_class.from_config(config, **code))
 
 
 def _judge(name: str, prefix: str, report: dict[str, Any]) -> dict[str, list[str]]:

@@ -46,11 +46,7 @@ def _summarize(parameter: Tensor, place: WeightPlace, *, transposed: bool) -> li
         return [summarize_norm(parameter, place)]
     if parameter.ndim == 3:  # [experts, out, in]: the experts of a mixture in one parameter
         return [
-            summarize_matrix(weight, _of_expert(place, expert), transposed=transposed)
+            summarize_matrix(weight, replace(place, expert=expert), transposed=transposed)
             for expert, weight in enumerate(parameter)
         ]
     return [summarize_matrix(parameter, place, transposed=transposed)]
-
-
-def _of_expert(place: WeightPlace, expert: int) -> WeightPlace:
-    return replace(place, expert=expert)
