@@ -186,7 +186,7 @@ class Anatomy:
     def describe(self) -> dict[str, Any]:
         """As plain values for ``scan.json``: layouts, taps, identities and what is missing."""
 
-        def plain(value: Any) -> Any:
+        def plain(value: object) -> object:
             if isinstance(value, Site):
                 return str(value)
             if isinstance(value, dict):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from outlierscope.model.recording import Recording, record
+from outlierscope.model.recording import Recording, record, returned_patterns
 
 if TYPE_CHECKING:
     from outlierscope.model.anatomy import Tap
@@ -53,8 +53,8 @@ def record_whole(root: nn.Module, inputs: dict[str, Any]) -> tuple[Recording, st
 
     Returns:
         The recording (with the call arguments of every element of a list), and the route: ``registry`` where
-        attention went through transformers' ``AttentionInterface``, else ``returned`` (the pass was then made with
-        ``output_attentions``).
+        attention went through transformers' ``AttentionInterface``, else ``returned`` (the pass was then made
+        with ``output_attentions``).
     """
     elements = frozenset(name for names in _lists(root).values() for name in names)
     inside = {name for name in dict(root.named_modules()) if _within(name, elements)}
@@ -64,7 +64,7 @@ def record_whole(root: nn.Module, inputs: dict[str, Any]) -> tuple[Recording, st
         # Inside of blocks only what may be attention's weights: the rest is looked at block by block.
         return 3 <= tensor.ndim <= 4 and (name not in inside or name in elements or tensor.ndim == 4)
 
-    def run(**more: Any) -> Recording:
+    def run(**more: bool) -> Recording:
         with torch.no_grad():
             return record(
                 root, lambda: root(**inputs, **more), modules=everything, keep=keep, arguments_of=elements
@@ -77,7 +77,7 @@ def record_whole(root: nn.Module, inputs: dict[str, Any]) -> tuple[Recording, st
 
 
 def find_block_lists(root: nn.Module, recording: Recording, route: str) -> list[BlockList]:
-    """The stacks of a model: lists of modules that keep the shape of hidden states and some of which attend."""
+    """The stacks of a model: lists of modules that keep the shape of hidden states, some of which attend."""
     attending = {call.module for call in recording.attention}
     if route == "returned":
         attending = returning_modules(recording)
@@ -105,16 +105,8 @@ def find_block_lists(root: nn.Module, recording: Recording, route: str) -> list[
 
 def returning_modules(recording: Recording) -> set[str]:
     """Innermost modules that return attention weights [B, H, T, T]."""
-    names = {p.module for p in recording.passages if p.side == "output" and is_pattern(p.value)}
+    names = {passage.module for passage in returned_patterns(recording)}
     return {name for name in names if not any(other != name and _is_in(other, name) for other in names)}
-
-
-def is_pattern(value: Tensor) -> bool:
-    """Whether a tensor is [B, H, T, S] with rows that are distributions."""
-    if value.ndim != 4 or value.shape[-2] < 2 or value.numel() == 0:
-        return False
-    rows = value.float().sum(-1)
-    return bool((value >= 0).all()) and bool((rows - 1).abs().max() < 1e-2)
 
 
 def _lists(root: nn.Module) -> dict[str, list[str]]:
@@ -136,7 +128,7 @@ def _as_block(name: str, recording: Recording) -> Block | None:
 
 
 def _superseded(container: str, found: dict[str, BlockList], root: nn.Module) -> bool:
-    """Whether another list tells more: an inner list of like blocks, or an outer one whose parts these are."""
+    """Whether another list tells more: an inner list of like blocks, or an outer list of wholes."""
     for other, rival in found.items():
         if other == container:
             continue

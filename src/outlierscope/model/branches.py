@@ -1,7 +1,7 @@
 """Branches: what each branch of a block reads, multiplies and writes, followed along the data.
 
-Roles of matrices come from what was computed from what: the linear layers that queries were computed from, the one
-that the attention's output enters, and so on. No name of a module is looked at.
+Roles of matrices come from what was computed from what: the linear layers that queries were computed from,
+the one that the attention's output enters, and so on. No name of a module is looked at.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from outlierscope.errors import ProofError
 from outlierscope.model.anatomy import Matrix, Tap
@@ -18,7 +19,8 @@ from outlierscope.model.dataflow import last_linears
 from outlierscope.model.proof import Projection, prove_pattern, prove_sum
 
 if TYPE_CHECKING:
-    from outlierscope.model.recording import AttentionCall, Passage
+    from outlierscope.model.attention_seen import AttentionSeen
+    from outlierscope.model.recording import Passage
     from outlierscope.model.trial import Linear, Trial
 
 
@@ -47,20 +49,20 @@ class Branch:
         return self.projection is not None and any(step in trial.norms for step in self.projection.through)
 
 
-def attention_branch(trial: Trial, call: AttentionCall, out: Passage, prefix: str = "") -> Branch:
+def attention_branch(trial: Trial, seen: AttentionSeen, out: Passage, prefix: str = "") -> Branch:
     """Sites and matrices of an attention branch.
 
     Args:
         trial: of the block.
-        call: of the attention function.
+        seen: the attention.
         out: the branch's output, before multiplier and bare layer scale.
         prefix: of the site names: "" or ``cross_``.
     """
     branch = Branch()
-    branch.identities["pattern @ v = z"] = prove_pattern(call.pattern, call.value, call.z)
+    branch.identities["pattern @ v = z"] = prove_pattern(seen.pattern, seen.value, seen.z)
     last = last_linears(out.origin, trial.linears.values())
     z_site = f"{prefix}z"
-    if len(last) == 1 and _same_values(last[0].reads.value, call.z):
+    if len(last) == 1 and _same_values(last[0].reads.value, seen.z):
         branch.taps[z_site] = last[0].reads.tap
         branch.matrices.append(_matrix("o", last[0]))
         branch.projection = Projection(
@@ -68,12 +70,11 @@ def attention_branch(trial: Trial, call: AttentionCall, out: Passage, prefix: st
         )
     else:
         branch.missing[z_site] = "no single linear layer reads the attention's output as it is"
-    inputs: list[Passage] = []
     roles: dict[str, str] = {}
-    for role, origin in (("q", "query"), ("k", "key"), ("v", "value")):
-        for linear in last_linears(call.origins[origin], trial.linears.values()):
+    for role, sources in seen.sources.items():
+        for linear in sources:
             roles[linear.module] = roles.get(linear.module, "") + role
-            inputs.append(linear.reads)
+    inputs = [trial.linears[module].reads for module in roles]
     branch.matrices = [_matrix(role, trial.linears[name]) for name, role in roles.items()] + branch.matrices
     name = "attn_in"
     if prefix:
@@ -88,10 +89,17 @@ def attention_branch(trial: Trial, call: AttentionCall, out: Passage, prefix: st
     return branch
 
 
-def mlp_branch(trial: Trial, out: Passage) -> Branch:
-    """Sites and matrices of an MLP branch; ``out`` as in ``attention_branch``."""
+def mlp_branch(trial: Trial, out: Passage, base: int) -> Branch:
+    """Sites and matrices of an MLP branch.
+
+    Args:
+        trial: of the block.
+        out: as in ``attention_branch``.
+        base: order of the residual stream that the branch is added to; what was computed before is not of it.
+    """
     branch = Branch()
-    last = last_linears(out.origin, trial.linears.values())
+    own = [linear for linear in trial.linears.values() if linear.reads.order >= base]
+    last = [linear for linear in last_linears(out.origin, trial.linears.values()) if linear in own]
     inner = ("mlp_in", "mlp_gate", "mlp_act", "mlp_up", "mlp_post")
     if len(last) != 1:
         why = (
@@ -118,38 +126,65 @@ def mlp_branch(trial: Trial, out: Passage) -> Branch:
 
 
 def _gate_and_up(trial: Trial, first: list[Linear], down: Linear, branch: Branch) -> list[str]:
-    """Tell gate from up, and fill their taps.
-
-    ``mlp_post = f(gate) * up`` is proportional to ``up`` and to nothing else: its gradient with respect to ``up``,
-    times ``up``, is ``mlp_post`` itself.
-    """
+    """The roles of the MLP's first matrices, in their order; fills the taps of gate, activation and up."""
     post = down.reads.value
-    product = None
-    for linear in first:
-        for part in _parts(linear.writes.value, post.shape[-1]):
-            activated = _activation_times(trial, part, down)
-            if activated is not None:
-                product = (linear, part, activated)
-    if product is None and len(first) == 1:  # no gate
-        linear = first[0]
-        branch.taps["mlp_up"] = linear.writes.tap
+    gated = len(first) > 1 or first[0].writes.value.shape[-1] != post.shape[-1]
+    if not gated:
+        branch.taps["mlp_up"] = first[0].writes.tap
         branch.taps["mlp_act"] = down.reads.tap
         return ["up"]
-    if product is None:
-        why = "which of the MLP's first linear layers is the gate could not be proved"
-        branch.missing |= dict.fromkeys(("mlp_gate", "mlp_act", "mlp_up"), why)
-        return [f"up_{index}" for index in range(len(first))]
-    up, part, activation = product
-    branch.identities["mlp_act * mlp_up = mlp_post"] = prove_sum(
-        "mlp_act * mlp_up = mlp_post", post, {"product": activation[1].value.reshape(part.shape) * part}
-    )
-    branch.taps["mlp_gate"] = activation[0].tap
-    branch.taps["mlp_act"] = activation[1].tap
-    if len(first) == 1:
+    role = {linear.module: "gate_up" for linear in first}
+    if len(first) > 1:
+        up = [linear for linear in first if _is_factor(linear, down)]
+        if len(first) > 2 or len(up) != 1:
+            why = "which of the MLP's first linear layers is the gate could not be proved"
+            branch.missing |= dict.fromkeys(("mlp_gate", "mlp_act", "mlp_up"), why)
+            return [role[linear.module] for linear in first]
+        role = {linear.module: "up" if linear is up[0] else "gate" for linear in first}
+        branch.taps["mlp_up"] = up[0].writes.tap
+        branch.taps["mlp_gate"] = next(linear for linear in first if linear is not up[0]).writes.tap
+        parts = [up[0].writes.value]
+    else:
         branch.missing["mlp_up"] = "it is a part of the output of a matrix that gives gate and up together"
-        return ["gate_up"]
-    branch.taps["mlp_up"] = up.writes.tap
-    return ["up" if linear is up else "gate" for linear in first]
+        parts = _halves(first[0].writes.value)
+    for part in parts:
+        activation = _activation_times(trial, part, down)
+        if activation is not None:
+            branch.identities["mlp_act * mlp_up = mlp_post"] = prove_sum(
+                "mlp_act * mlp_up = mlp_post",
+                post,
+                {"product": activation[1].value.reshape(part.shape) * part},
+            )
+            branch.taps.setdefault("mlp_gate", activation[0].tap)
+            branch.taps["mlp_act"] = activation[1].tap
+            break
+    else:
+        branch.missing |= {
+            name: "no module gives it by itself"
+            for name in ("mlp_gate", "mlp_act")
+            if name not in branch.taps
+        }
+    return [role[linear.module] for linear in first]
+
+
+def _is_factor(linear: Linear, down: Linear) -> bool:
+    """Whether the down projection's input is proportional to what a linear layer gave, as it is to ``up``.
+
+    With ``mlp_post = f(gate) * up`` its gradient with respect to ``up``, times ``up``, is ``mlp_post``.
+    """
+    if linear.writes.origin is None or down.reads.origin is None:
+        return False
+    post = down.reads.value
+    (gradient,) = torch.autograd.grad(
+        GradientEdge(down.reads.origin, 0),
+        GradientEdge(linear.writes.origin, 0),
+        grad_outputs=torch.ones_like(post),
+        retain_graph=True,
+    )
+    product = gradient.reshape(-1) * linear.writes.value.reshape(-1)
+    return product.numel() == post.numel() and bool(
+        (product - post.reshape(-1)).abs().max() <= 1e-5 * post.abs().max()
+    )
 
 
 def _activation_times(trial: Trial, part: Tensor, down: Linear) -> tuple[Passage, Passage] | None:
@@ -169,12 +204,9 @@ def _activation_times(trial: Trial, part: Tensor, down: Linear) -> tuple[Passage
     return None
 
 
-def _parts(value: Tensor, width: int) -> list[Tensor]:
-    if value.shape[-1] == width:
-        return [value]
-    if value.shape[-1] == 2 * width:
-        return [value[..., :width], value[..., width:], value[..., ::2], value[..., 1::2]]
-    return []
+def _halves(value: Tensor) -> list[Tensor]:
+    half = value.shape[-1] // 2
+    return [value[..., :half], value[..., half:], value[..., ::2], value[..., 1::2]]
 
 
 def _through(trial: Trial, linear: Linear, out: Passage) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Discovery: the anatomy of any Hugging Face transformer, found in a tiny forward pass and proved block by block."""
+"""Discovery: the anatomy of any transformer, found in a tiny forward pass and proved block by block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from outlierscope.errors import ProofError
 from outlierscope.model.anatomy import Anatomy, LayerAnatomy, Matrix, StackAnatomy, Tap
 from outlierscope.model.blocks import Block, BlockList, find_block_lists, record_whole
 from outlierscope.model.example_inputs import example_inputs
-from outlierscope.model.layers import INNER_SITES, attention_place, block_anatomy
+from outlierscope.model.layers import INNER_SITES, block_anatomy, is_causal
+from outlierscope.model.recording import returned_patterns
 from outlierscope.model.sites import Site
 from outlierscope.model.trial import RandomParameters, run_trial
 
@@ -23,39 +24,50 @@ def discover(module: nn.Module) -> Anatomy:
     """Find and prove the anatomy of a model.
 
     Args:
-        module: a Hugging Face model in evaluation mode; names in the anatomy are relative to it. Nothing of it is
-            changed.
+        module: a Hugging Face model; names in the anatomy are relative to it. It is left as it was.
 
     Returns:
-        The anatomy; ``proved`` is ``None`` where there is no stack of blocks that attend, and ``False`` (with a
-        reason) where some block's residual identities could not be proved; its sites are then in ``missing``.
+        The anatomy; ``proved`` is ``None`` where there is no stack of blocks that attend, and ``False`` (with
+        a reason) where some block's residual identities could not be proved; its sites are then in
+        ``missing``.
 
     Raises:
         UserError: where no input can be made for the model.
     """
-    was_training = module.training
+    was_training = [part for part in module.modules() if part.training]
     module.eval()
     try:
-        recording, route = record_whole(module, example_inputs(module))
-        lists = find_block_lists(module, recording, route)
-        stacks: dict[str, StackAnatomy] = {}
-        reasons = []
-        for blocks in lists:
-            stack, reason = _discover_stack(module, blocks, recording)
-            if stack.name in stacks:
-                stack.name = f"{stack.name}_{len(stacks)}"
-            stacks[stack.name] = stack
-            reasons += [reason] if reason else []
+        return _discover(module)
     finally:
-        module.train(was_training)
-    if not lists:
+        for part in was_training:
+            part.training = True
+
+
+def _discover(module: nn.Module) -> Anatomy:
+    inputs = example_inputs(module)
+    try:
+        recording, route = record_whole(module, inputs)
+    except Exception as error:  # foreign code may fail in any way; the reason goes into the anatomy
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Anatomy({}, False, f"a tiny forward pass of {type(module).__name__} failed ({message})")
+    stacks: dict[str, StackAnatomy] = {}
+    reasons = []
+    for blocks in find_block_lists(module, recording, route):
+        stack, reason = _discover_stack(module, blocks, recording, taken=frozenset(stacks))
+        stacks[stack.name] = stack
+        reasons += [reason] if reason else []
+    if not stacks:
         return Anatomy({}, None, f"{type(module).__name__} has no stack of blocks that attend")
     return Anatomy(stacks, not reasons, "; ".join(reasons))
 
 
-def _discover_stack(root: nn.Module, found: BlockList, whole: Recording) -> tuple[StackAnatomy, str]:
+def _discover_stack(
+    root: nn.Module, found: BlockList, whole: Recording, taken: frozenset[str]
+) -> tuple[StackAnatomy, str]:
     """The anatomy of one stack, and why it is not proved (or nothing)."""
     name = _stack_name(root, found, whole)
+    if name in taken:
+        name = f"{name}_{len(taken)}"
     parameters = RandomParameters()
     layers, reasons = [], []
     for index, block in enumerate(found.blocks):
@@ -90,15 +102,9 @@ def _discover_layer(
     try:
         arguments = whole.arguments[block.module]
         trial = run_trial(root, block.module, block.entrance, block.exit, arguments, parameters, seed=index)
-        layer = block_anatomy(trial, index, stack)
+        return block_anatomy(trial, index, stack), ""
     except ProofError as error:
         reason = str(error)
-    except Exception as error:  # a block may fail in any way when it is run alone; the reason is told
-        reason = f"it cannot be run alone ({type(error).__name__}: {error})"
-    else:
-        inside = [call for call in whole.attention if call.module.startswith(block.module + ".")]
-        layer.attention = attention_place(inside, found.route)
-        return layer, ""
     unknown = LayerAnatomy(index, block.module, "unknown", missing=dict.fromkeys(INNER_SITES, reason))
     unknown.taps |= {"resid_pre": block.entrance, "resid_post": block.exit}
     return unknown, reason
@@ -161,9 +167,10 @@ def _stack_name(root: nn.Module, found: BlockList, whole: Recording) -> str:
         return "vision"
     if read in ("input_features", "input_values"):
         return "audio"
-    calls = [call for call in whole.attention if call.module in found.attention]
-    places = [attention_place([call], found.route) for call in calls]
-    return "decoder" if any(place is not None and place.causal for place in places) else "encoder"
+    patterns = [call.pattern for call in whole.attention if call.module in found.attention]
+    if found.route == "returned":
+        patterns = [p.value for p in returned_patterns(whole) if p.module in found.attention]
+    return "decoder" if any(is_causal(pattern) for pattern in patterns) else "encoder"
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:

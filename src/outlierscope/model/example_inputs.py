@@ -61,7 +61,7 @@ def example_inputs(module: nn.Module, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _first(config: Any, *names: str) -> Any:
+def _first(config: object, *names: str) -> Any:  # noqa: ANN401 (a config may hold anything)
     configs = [
         config,
         *(getattr(config, part, None) for part in ("text_config", "vision_config", "audio_config")),
@@ -74,7 +74,7 @@ def _first(config: Any, *names: str) -> Any:
     return None
 
 
-def _token_ids(config: Any, generator: torch.Generator) -> Tensor:
+def _token_ids(config: object, generator: torch.Generator) -> Tensor:
     vocabulary = int(_first(config, "vocab_size") or 100)
     special = {
         value
@@ -94,20 +94,20 @@ def _token_ids(config: Any, generator: torch.Generator) -> Tensor:
     return plain[torch.randint(len(plain), (SEQUENCES, TOKENS), generator=generator)]  # [B, T]
 
 
-def _as_list(value: Any) -> list[int]:
+def _as_list(value: int | list[int] | None) -> list[int]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _pixels(config: Any, generator: torch.Generator) -> Tensor:
+def _pixels(config: object, generator: torch.Generator) -> Tensor:
     size = _first(config, "image_size") or 224
     height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
     channels = int(_first(config, "num_channels", "in_channels") or 3)
     return torch.randn(SEQUENCES, channels, height, width, generator=generator)  # [B, C, H, W]
 
 
-def _placed(value: Any, like: Tensor | None) -> Any:
+def _placed(value: object, like: Tensor | None) -> object:
     if not isinstance(value, Tensor) or like is None:
         return value
     return value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)

@@ -8,6 +8,7 @@ import torch
 
 from outlierscope.errors import ProofError
 from outlierscope.model.anatomy import AttentionPlace, LayerAnatomy, Matrix, Tap
+from outlierscope.model.attention_seen import AttentionSeen, attention_seen
 from outlierscope.model.branches import Branch, attention_branch, mlp_branch
 from outlierscope.model.dataflow import depends
 from outlierscope.model.proof import Addition, Proposal, prove_block
@@ -15,7 +16,9 @@ from outlierscope.model.residual import FoundAddition, find_additions
 from outlierscope.model.sites import Site
 
 if TYPE_CHECKING:
-    from outlierscope.model.recording import AttentionCall, Passage
+    from torch import Tensor
+
+    from outlierscope.model.recording import Passage
     from outlierscope.model.trial import Trial
 
 INNER_SITES = ("attn_in", "z", "attn_out", "resid_mid", "mlp_in", "mlp_post", "mlp_out")
@@ -25,6 +28,10 @@ ALIAS_ORDER = ("resid_pre", "attn_in", "resid_mid", "mlp_in", "mlp_post", "mlp_g
 """Of two sites with the same tensor, the later one in this order is the alias."""
 
 
+Terms = dict[str, tuple[AttentionSeen | None, "Passage"]]
+"""Site name of a branch's output -> the attention that wrote it (``None``: an MLP), and where it was seen."""
+
+
 def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
     """Everything about one block that its trial shows.
 
@@ -32,18 +39,19 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
         ProofError: where the residual identities do not hold.
     """
     additions = find_additions(trial)
-    terms = _assign(trial, additions)
+    attention = attention_seen(trial)
+    terms = _assign(attention, additions)
     layer = LayerAnatomy(index, trial.block, "")
     layer.taps |= {"resid_pre": trial.entrance, "resid_post": trial.exit}
     branches: dict[str, Branch] = {}
-    for name, (call, passage) in terms.items():
+    for name, (seen, passage) in terms.items():
         try:
-            if call is None:
-                branches[name] = mlp_branch(trial, passage)
+            if seen is None:
+                base = next(a.base for a in additions if any(passage in s.passages for s, _ in a.terms))
+                branches[name] = mlp_branch(trial, passage, base.order)
             else:
-                branches[name] = attention_branch(
-                    trial, call, passage, "cross_" if name == "cross_out" else ""
-                )
+                prefix = "cross_" if name == "cross_out" else ""
+                branches[name] = attention_branch(trial, seen, passage, prefix)
         except ProofError as error:
             branches[name] = Branch(missing=dict.fromkeys(_inner(name), str(error)))
     proposal = _proposal(additions, terms, branches)
@@ -59,30 +67,31 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
         layer.matrices += branch.matrices
     layer.matrices += norm_matrices(trial)
     layer.layout = _layout(trial, additions, branches)
-    layer.attention = attention_place(trial.recording.attention, "registry")
+    layer.attention = attention_place(attention[0])
     layer.aliases = _aliases(trial, layer, stack)
     for name in layer.aliases:
         layer.taps.pop(name, None)
     return layer
 
 
-def attention_place(calls: list[AttentionCall], route: str) -> AttentionPlace | None:
-    """Where a block attends to itself; ``None`` where it does not."""
-    if not calls:
-        return None
-    call = calls[0]
-    rows, columns = call.pattern.shape[-2:]
-    future = torch.ones(rows, columns, dtype=torch.bool, device=call.pattern.device).triu(1)
-    causal = rows == columns and rows > 1 and not bool(call.pattern[..., future].any())
+def attention_place(seen: AttentionSeen) -> AttentionPlace:
+    """Where a block attends to itself."""
     return AttentionPlace(
-        module=call.module,
-        route="registry" if route == "registry" else "returned",
-        heads=call.pattern.shape[1],
-        key_value_heads=call.value.shape[1],
-        head_dim=call.value.shape[-1],
-        causal=causal,
-        window=call.window,
+        module=seen.module,
+        route=seen.route,
+        heads=seen.pattern.shape[1],
+        key_value_heads=seen.value.shape[1],
+        head_dim=seen.value.shape[-1],
+        causal=is_causal(seen.pattern),
+        window=seen.window,
     )
+
+
+def is_causal(pattern: Tensor) -> bool:
+    """Whether in a pattern [B, H, T, S] no query attends to a later key."""
+    rows, columns = pattern.shape[-2:]
+    future = torch.ones(rows, columns, dtype=torch.bool, device=pattern.device).triu(1)
+    return rows == columns and rows > 1 and not bool(pattern[..., future].any())
 
 
 def norm_matrices(trial: Trial) -> list[Matrix]:
@@ -99,20 +108,19 @@ def _inner(term: str) -> tuple[str, ...]:
     return {"attn_out": ("attn_in", "z"), "cross_out": ("cross_z",)}.get(term, ("mlp_in", "mlp_post"))
 
 
-def _assign(trial: Trial, additions: list[FoundAddition]) -> dict[str, tuple[AttentionCall | None, Passage]]:
+def _assign(attention: list[AttentionSeen], additions: list[FoundAddition]) -> Terms:
     """Which term each branch wrote: that of an attention call is the first that was computed from it."""
     free = [stream.passages[0] for addition in additions for stream, _ in addition.terms]
-    calls = trial.recording.attention
-    if not calls:
+    if not attention:
         raise ProofError("no attention was seen in it")
-    if len(calls) > 2:
-        raise ProofError(f"it attends {len(calls)} times")
-    assigned: dict[str, tuple[AttentionCall | None, Passage]] = {}
-    for name, call in zip(("attn_out", "cross_out"), calls, strict=False):
-        written = next((p for p in free if depends(p.origin, call.origins["z"])), None)
+    if len(attention) > 2:
+        raise ProofError(f"it attends {len(attention)} times")
+    assigned: Terms = {}
+    for name, seen in zip(("attn_out", "cross_out"), attention, strict=False):
+        written = next((p for p in free if depends(p.origin, seen.z_origin)), None)
         if written is None:
             raise ProofError("what its attention gives is not added to the residual stream")
-        assigned[name] = (call, written)
+        assigned[name] = (seen, written)
         free.remove(written)
     if len(free) > 1:
         raise ProofError(f"{len(free)} branches besides attention are added to the residual stream")
@@ -123,7 +131,7 @@ def _assign(trial: Trial, additions: list[FoundAddition]) -> dict[str, tuple[Att
 
 def _proposal(
     additions: list[FoundAddition],
-    terms: dict[str, tuple[AttentionCall | None, Passage]],
+    terms: Terms,
     branches: dict[str, Branch],
 ) -> Proposal:
     site_of = {passage: name for name, (_, passage) in terms.items()}

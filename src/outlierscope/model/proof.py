@@ -5,8 +5,8 @@ Residual identities (with c a multiplier, s a layer scale):
     pre-norm     mid = pre + c a,  post = mid + c m          parallel   post = pre + a + m
     post-norm    mid = Norm(pre + a),  post = Norm(mid + m)
 
-and within the branches ``pattern @ v = z``, ``W_o z = attn_out``, ``W_down mlp_post = mlp_out``, each up to the
-norms and scales that stand between.
+and within the branches ``pattern @ v = z``, ``W_o z = attn_out``, ``W_down mlp_post = mlp_out``, each up to
+the norms and scales that stand between.
 """
 
 from __future__ import annotations

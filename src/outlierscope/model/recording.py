@@ -5,7 +5,6 @@ Only for tiny passes: every tensor is copied. Nothing of the model is changed on
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from outlierscope.model.anatomy import Tap
+from outlierscope.model.attention_exact import eager_function
 
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
@@ -35,7 +35,7 @@ class Passage:
         index: positional argument or tuple element.
         argument: name of the keyword argument, if it came by keyword.
         value: a copy of the tensor as it passed.
-        origin: autograd's node of what computed it; ``None`` where gradients were off or nothing was computed.
+        origin: autograd's node of what computed it; ``None`` where gradients were off.
         order: rises with every passage of a recording.
     """
 
@@ -59,18 +59,16 @@ class AttentionCall:
 
     Attributes:
         module: full name of the module handed to the attention function.
-        query, key, value: [B, H, T, D], [B, G, S, D], [B, G, S, E] for H query heads and G key and value heads.
         pattern: [B, H, T, S] probabilities.
+        value: [B, G, S, E] for G value heads.
         z: [B, T, H * E], heads concatenated.
-        origins: autograd's nodes of ``query``, ``key``, ``value`` and ``z``.
+        origins: autograd's nodes of ``q``, ``k``, ``v`` and ``z``.
         window: the sliding window that the module asked for.
     """
 
     module: str
-    query: Tensor
-    key: Tensor
-    value: Tensor
     pattern: Tensor
+    value: Tensor
     z: Tensor
     origins: dict[str, Node | None]
     window: int | None
@@ -126,7 +124,22 @@ class Recording:
         return value
 
 
-def tensors_in(values: Any, names: tuple[str, ...] | None = None) -> Iterator[tuple[int, str | None, Tensor]]:
+def is_pattern(value: Tensor) -> bool:
+    """Whether a tensor is [B, H, T, S] and its rows are distributions."""
+    if value.ndim != 4 or value.shape[-2] < 2 or value.numel() == 0:
+        return False
+    rows = value.float().sum(-1)  # [B, H, T]
+    return bool((value >= 0).all()) and bool((rows - 1).abs().max() < 1e-2)
+
+
+def returned_patterns(recording: Recording) -> list[Passage]:
+    """Attention patterns that modules returned beside something else; innermost modules come first."""
+    return [p for p in recording.passages if p.side == "output" and p.index > 0 and is_pattern(p.value)]
+
+
+def tensors_in(
+    values: object, names: tuple[str, ...] | None = None
+) -> Iterator[tuple[int, str | None, Tensor]]:
     """The tensors of a module's arguments or output, one level deep: (index, name or None, tensor)."""
     if isinstance(values, Tensor):
         values = (values,)
@@ -150,7 +163,7 @@ class _Recorder:
         self.names = {id(module): name for name, module in root.named_modules()}
 
     def passes(
-        self, name: str, side: Literal["input", "output"], values: Any, keywords: bool = False
+        self, name: str, side: Literal["input", "output"], values: object, keywords: bool = False
     ) -> None:
         for index, argument, tensor in tensors_in(values, ("kwargs",) if keywords else None):
             if tensor.is_floating_point() and self.keep(name, tensor):
@@ -168,28 +181,18 @@ class _Recorder:
         self.passes(name, "input", args)
         self.passes(name, "input", kwargs, keywords=True)
 
-    def after(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+    def after(self, module: nn.Module, _args: object, _kwargs: object, output: object) -> None:
         self.passes(self.names[id(module)], "output", output)
 
     def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        z: Tensor,
-        pattern: Tensor,
-        window: int | None,
+        self, module: nn.Module, tensors: dict[str, Tensor], pattern: Tensor, window: int | None
     ) -> None:
-        tensors = {"query": query, "key": key, "value": value, "z": z}
         self.recording.attention.append(
             AttentionCall(
                 module=self.names.get(id(module), ""),
-                query=query.detach().clone(),
-                key=key.detach().clone(),
-                value=value.detach().clone(),
                 pattern=pattern.detach().clone(),
-                z=z.detach().flatten(2).clone(),
+                value=tensors["v"].detach().clone(),
+                z=tensors["z"].detach().flatten(2).clone(),
                 origins={name: tensor.grad_fn for name, tensor in tensors.items()},
                 window=window,
             )
@@ -199,23 +202,19 @@ class _Recorder:
 _recorders: list[_Recorder] = []
 
 
-def _own_eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
-    for kind in type(module).__mro__:
-        function = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
-        if function is not None:
-            return function  # type: ignore[no-any-return]
-    raise LookupError(f"{type(module).__name__} has no eager attention beside it")
-
-
 def _recording_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: object,
 ) -> tuple[Tensor, Tensor]:
-    z, pattern = _own_eager(module)(module, query, key, value, attention_mask, **kwargs)
+    z, pattern = eager_function(module)(module, query, key, value, attention_mask, **kwargs)
     if _recorders:
         window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
-        _recorders[-1].attend(
-            module, query, key, value, z, pattern, window if isinstance(window, int) else None
-        )
+        tensors = {"q": query, "k": key, "v": value, "z": z}
+        _recorders[-1].attend(module, tensors, pattern, window if isinstance(window, int) else None)
     return z, pattern
 
 
@@ -258,7 +257,7 @@ def record(
         keep: which tensors of which module are kept.
         arguments_of: modules whose call arguments are kept as they are.
 
-    The hooks are removed and the attention function is restored whatever happens; an exception passes through.
+    The hooks are removed and the attention function is restored whatever happens; exceptions pass through.
     """
     recorder = _Recorder(root, keep, arguments_of)
     with ExitStack() as stack:

@@ -128,15 +128,13 @@ def _explain(total: Stream, earlier: list[Stream], trial: Trial) -> Explanation 
     target = total.sample.reshape(-1)
     gram, onto = values @ values.T, values @ target  # [k, k], [k]
     return (
-        _two(total, candidates, gram, onto, target)
-        or _three(total, candidates, gram, onto, target)
+        _two(candidates, gram, onto, target)
+        or _three(candidates, gram, onto, target)
         or _scaled(total, candidates, trial)
     )
 
 
-def _two(
-    total: Stream, candidates: list[Stream], gram: Tensor, onto: Tensor, target: Tensor
-) -> Explanation | None:
+def _two(candidates: list[Stream], gram: Tensor, onto: Tensor, target: Tensor) -> Explanation | None:
     energy = float(target @ target)
     diagonal = gram.diagonal()
     rest = energy - 2 * onto + diagonal  # |total - base|^2  [k]
@@ -150,9 +148,7 @@ def _two(
     return None
 
 
-def _three(
-    total: Stream, candidates: list[Stream], gram: Tensor, onto: Tensor, target: Tensor
-) -> Explanation | None:
+def _three(candidates: list[Stream], gram: Tensor, onto: Tensor, target: Tensor) -> Explanation | None:
     if len(candidates) < 3:
         return None
     triples = torch.tensor(list(combinations(range(len(candidates)), 3)))

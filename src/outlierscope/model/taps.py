@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
@@ -25,15 +25,15 @@ class Taps:
         module: the module that is run, the one that ``anatomy`` was discovered in.
         anatomy: where its sites are.
         sites: which sites to read; aliases are resolved, and each canonical site is read once.
-        consume: called with (canonical site, tensor [B, T, d]) in the order in which data passes; the tensor is
-            the model's own, in its dtype and on its device: neither keep nor change it. Heads are concatenated,
-            factors and layer scales applied.
+        consume: called with (canonical site, tensor [B, T, d]) in the order in which data passes; the tensor
+            may be the model's own, in its dtype and on its device: neither keep nor change it. Heads are
+            concatenated, factors and layer scales applied.
 
     Raises:
         KeyError: on construction, for a site that the anatomy does not have.
 
-    An exception in ``consume`` passes through the model's forward pass to its caller. On leaving, every hook is
-    removed, whatever happened.
+    An exception in ``consume`` passes through the model's forward pass to its caller. On leaving, every hook
+    is removed, whatever happened.
     """
 
     def __init__(self, module: nn.Module, anatomy: Anatomy, sites: Iterable[Site], consume: Consume) -> None:
@@ -101,7 +101,7 @@ class Taps:
         def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hand_over(args[tap.index] if tap.argument is None else kwargs[tap.argument])
 
-        def on_output(_module: nn.Module, _args: Any, output: Any) -> None:
+        def on_output(_module: nn.Module, _args: object, output: Tensor | Sequence[Tensor]) -> None:
             hand_over(output if isinstance(output, Tensor) else output[tap.index])
 
         if tap.side == "input":

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from outlierscope.errors import ProofError
 from outlierscope.model.recording import Passage, Recording, record
 
 if TYPE_CHECKING:
@@ -64,12 +65,18 @@ class Trial:
     small_norms: frozenset[str]
 
 
+Value = TypeVar("Value")
+
+Shapes = tuple[tuple[str, tuple[int, ...], torch.device, bool], ...]
+"""Name, shape, device and whether it is a convolution's, of every floating parameter of a block."""
+
+
 class RandomParameters:
     """Draws random parameters once for all blocks of the same shape."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self._drawn: dict[Any, dict[str, Tensor]] = {}
+        self._drawn: dict[Shapes, dict[str, Tensor]] = {}
 
     def of(self, block: nn.Module) -> dict[str, Tensor]:
         """float32 values for every floating parameter of ``block``, by its name in the block."""
@@ -83,7 +90,7 @@ class RandomParameters:
             self._drawn[shapes] = self._draw(shapes)
         return self._drawn[shapes]
 
-    def _draw(self, shapes: Any) -> dict[str, Tensor]:
+    def _draw(self, shapes: Shapes) -> dict[str, Tensor]:
         drawn = {}
         generators: dict[torch.device, torch.Generator] = {}
         for name, shape, device, convolution in shapes:
@@ -125,6 +132,9 @@ def run_trial(
         arguments: what the block was called with in a real pass: masks, rotary tables and the like.
         parameters: draws the parameters.
         seed: of the hidden states.
+
+    Raises:
+        ProofError: where the block cannot be run alone.
     """
     module = root.get_submodule(block)
     drawn = parameters.of(module)
@@ -140,9 +150,15 @@ def run_trial(
         else:
             kwargs[entrance.argument] = hidden
         names = [f"{block}.{name}" if name else block for name, _ in module.named_modules()]
-        recording = record(
-            root, lambda: functional_call(module, {**drawn, **buffers}, tuple(args), kwargs), modules=names
-        )
+        try:
+            recording = record(
+                root,
+                lambda: functional_call(module, {**drawn, **buffers}, tuple(args), kwargs),
+                modules=names,
+            )
+        except Exception as error:  # foreign code may fail in any way; the reason goes into the anatomy
+            message = f"it cannot be run alone ({type(error).__name__}: {error})".splitlines()[0]
+            raise ProofError(message) from error
     recording.parameters = {f"{block}.{name}": value for name, value in drawn.items()}
     width = hidden.shape[-1]
     linears: dict[str, Linear] = {}
@@ -163,13 +179,18 @@ def run_trial(
     return Trial(block, entrance, exit_, recording, linears, norms, frozenset(small_norms))
 
 
-def _float32(value: Any) -> Any:
+def _float32(value: Value) -> Value:
+    """The same value with every floating tensor in it as float32."""
+    return _deep_float32(value)  # type: ignore[return-value]
+
+
+def _deep_float32(value: object) -> object:
     if isinstance(value, Tensor):
         return value.float() if value.is_floating_point() else value
     if isinstance(value, tuple | list):
-        return type(value)(_float32(item) for item in value) if type(value) in (tuple, list) else value
+        return type(value)(_deep_float32(item) for item in value) if type(value) in (tuple, list) else value
     if type(value) is dict:
-        return {key: _float32(item) for key, item in value.items()}
+        return {key: _deep_float32(item) for key, item in value.items()}
     return value
 
 
