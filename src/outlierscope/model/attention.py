@@ -83,9 +83,9 @@ class AttentionObserver:
         WATCHED.update(self._registry)
         for watch in self._returned.values():
             watch.attach()
-        tapped = [z for z in self._returned if self._anatomy.has(z)]
-        if tapped:
-            self._taps = Taps(self._module, self._anatomy, tapped, self._take_z)
+        tapped_sites = [z for z in self._returned if self._anatomy.has(z)]
+        if tapped_sites:
+            self._taps = Taps(self._module, self._anatomy, tapped_sites, self._take_z)
             self._taps.__enter__()
         return self
 

@@ -42,14 +42,18 @@ class ReturnedWatch:
             (matrix for matrix in layer.matrices if matrix.role in ("v", "qkv")), None
         )
         self._hooks: list[RemovableHandle] = []
+        self._pass: AttentionPass | None = None
+        self._reduction: AttentionReduction | None = None
         self.begin_pass(None)
 
     def begin_pass(self, now: AttentionPass | None) -> None:
         """Forget the last forward pass; ``None`` where the next one is not observed."""
+        if self._pass is not None and self._reduction is not None:
+            self._pass.unobserved[self._site] = "its z never came by"
         self._pass = now
         self._projected: Tensor | None = None  # what the value projection returned
         self._z: Tensor | None = None  # [B, T, H * d_head]
-        self._reduction: AttentionReduction | None = None
+        self._reduction = None
         self._some_rows: Tensor | None = None  # [H, some, T]
 
     def attach(self) -> None:

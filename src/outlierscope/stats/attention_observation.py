@@ -70,9 +70,17 @@ class AttentionObservation:
         rows = self.batch.rows(sequence)
         return self.received[sequence, :, rows].double() / self.seen_by[sequence, rows].clamp_min(1)
 
-    def low_information_mass(self) -> Tensor:
-        """[B, H, T] float32: each query's mass on the classes of ``low_information``."""
-        return self.class_mass[..., low_information(self.batch.class_names)].sum(-1)
+    def positions(self) -> Tensor:
+        """[B, T] int64 positions without padding; meaningless at padding."""
+        return self.real.long().cumsum(1) - 1
+
+    def value_ratios(self, sequence: int) -> Tensor | None:
+        """[H, T_real] float64: norm of each key's value vector over the sequence's median, by query head."""
+        if self.value_norms is None:
+            return None
+        norms = self.value_norms[sequence, :, self.batch.rows(sequence)].double()  # [G, T_real]
+        ratios = norms / norms.quantile(0.5, 1, keepdim=True).clamp_min(1e-30)
+        return ratios.repeat_interleave(self.received.shape[1] // len(norms), 0)
 
 
 LOW_INFORMATION = ("initial", "special", "strong_delimiter", "cls", "register")
