@@ -67,6 +67,9 @@ class Evidence(Protocol):
     def stat(self, site: Site, name: str) -> Any:
         """A Stat of a site (aliases are resolved), or ``None`` when it was not measured."""
 
+    def modules(self, site: Site) -> list[str]:
+        """Full names of all modules concerned: the readers of a linear input, else what the tensor leaves."""
+
     def module(self, site: Site) -> str | None:
         """Full name of the module that a skip list would name for this site."""
 

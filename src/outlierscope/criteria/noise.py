@@ -58,10 +58,11 @@ class Magnitudes:
         """Mean of x^2: the energy per element of the signal itself."""
         return float((self.counts * self.middle**2).sum()) / self.elements
 
-    def quantile(self, share: float) -> float:
-        """The magnitude below which ``share`` of the elements lie."""
-        index = int(torch.searchsorted(self.counts.cumsum(0), share * self.elements))
-        return float(self.middle[min(index, len(self.counts) - 1)])
+    def up_to(self, share: float) -> Magnitudes:
+        """The smallest ``share`` of the elements, by whole bins, at least one."""
+        bins = int((self.counts.cumsum(0) <= share * self.elements).sum())
+        kept = slice(0, max(bins, 1))
+        return Magnitudes(self.counts[kept], self.lower[kept], self.upper[kept])
 
 
 def _integral(x: Tensor, step: Tensor | float) -> Tensor:
@@ -109,17 +110,27 @@ def per_token_noise(magnitudes: Magnitudes, ranges: Magnitudes, levels: int = IN
     that no element is larger than its token's range.
     """
     lower, upper = magnitudes.lower, magnitudes.upper
-    total = 0.0
-    weight = 0.0
-    for top, tokens in zip(ranges.middle.tolist(), ranges.counts.tolist(), strict=True):
-        if top <= 0:
-            continue
+    total, tokens = 0.0, 0.0
+    for top, count in _grouped(ranges):
         allowed = lower <= top
         errors = rounding_error(lower[allowed], upper[allowed], top / levels)
         counts = magnitudes.counts[allowed]
-        total += tokens * float((counts * errors).sum()) / float(counts.sum())
-        weight += tokens
-    return total / weight if weight else 0.0
+        if len(counts):
+            total += count * float((counts * errors).sum()) / float(counts.sum())
+        tokens += count
+    return total / tokens if tokens else 0.0
+
+
+def _grouped(ranges: Magnitudes) -> list[tuple[float, float]]:
+    """Ranges within 4 % of each other taken together: (root mean square of the range, tokens)."""
+    middle = ranges.middle.clamp(min=1e-300)
+    group = torch.floor(torch.log2(middle) * 16)
+    keys, index = torch.unique(group, return_inverse=True)
+    counts = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, index, ranges.counts)
+    squares = torch.zeros(len(keys), dtype=torch.float64).index_add_(
+        0, index, ranges.counts * ranges.middle**2
+    )
+    return list(zip((squares / counts).sqrt().tolist(), counts.tolist(), strict=True))
 
 
 def per_channel_noise(absmax: Tensor, mean_square: Tensor, levels: int = INT8_LEVELS) -> float:
