@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from outlierscope.criteria.activation import Massive, SixSigma, SystematicActivation
 from outlierscope.criteria.extreme_neuron import ExtremeNeuron
+from outlierscope.criteria.formats import FORMATS
 from outlierscope.criteria.int8_feature import Int8Feature
 from outlierscope.criteria.norm_weight import NormWeight
 from outlierscope.criteria.super_weight import SuperWeightCandidate
@@ -28,6 +29,7 @@ CRITERIA: tuple[type[Any], ...] = (
     WeightColumn,
     WeightRow,
     SuperWeightCandidate,
+    *FORMATS,
 )
 
 

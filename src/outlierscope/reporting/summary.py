@@ -1,24 +1,217 @@
-"""The summary of a scan: what is said of it, in order, before anybody looks at tables."""
+"""The summary of a scan: what is said of it, in order, before anybody looks at tables.
+
+Consequences come first, each with its cause, because people decide on the first lines: a residual stream that
+reaches 100,000 looks alarming and is harmless for int8 linear layers, which never see it, and fatal in float16.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from outlierscope.criteria.catalogue import choose_criteria
+from outlierscope.criteria.formats import RangeCriterion, RoundingCriterion, Verdict, format_verdicts
+from outlierscope.reporting.heads import head_lines
+from outlierscope.reporting.outliers import OutlierLine, outlier_lines
+from outlierscope.reporting.wording import counted, layers, number, quoted, share, some
+
 if TYPE_CHECKING:
+    from outlierscope.criteria.finding import Finding
     from outlierscope.scanning.scan import Scan
+
+FORMAT_NAMES = {
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "int8_per_tensor": "int8 per tensor",
+    "int8_per_token": "int8 per token",
+    "fp8_e4m3": "fp8 e4m3",
+}
+"""The formats that the summary speaks of; ``findings.parquet`` has all."""
+
+MOST_UNOBSERVED = 4
+
+
+@dataclass
+class FormatLine:
+    """A word on one number format.
+
+    Attributes:
+        name: the format.
+        word: ``fails``, ``at risk``, ``fine`` or ``unknown``.
+        cause: what the word rests on.
+        modules: full names of the modules concerned, most severe first.
+    """
+
+    name: str
+    word: str
+    cause: str
+    modules: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """Cause and modules in one line."""
+        return f"{self.cause}; keep out: {some(self.modules, 2)}" if self.modules else self.cause
 
 
 @dataclass
 class Summary:
+    """The parts of the summary, in the order in which they are shown."""
+
     model: str
-    description: str = ""
-    verdict: list[str] = field(default_factory=list)
-    formats: list = field(default_factory=list)
-    outliers: list = field(default_factory=list)
-    heads: list[str] = field(default_factory=list)
-    read: list[str] = field(default_factory=list)
-    not_observed: list[str] = field(default_factory=list)
+    description: str
+    verdict: list[str]
+    formats: list[FormatLine]
+    outliers: list[OutlierLine]
+    heads: list[str]
+    read: list[str]
+    not_observed: list[str]
+    files: list[str]
+    next: list[str]
 
 
 def summarize(scan: Scan) -> Summary:
-    return Summary(model=scan.manifest["model"]["name"])
+    """Put a scan into words."""
+    formats = _formats(scan)
+    outliers = outlier_lines(scan.findings.to_pylist())
+    model = scan.manifest["model"]
+    stacks = scan.evidence.anatomy.stacks.values()
+    shapes = [f"{stack.name}: {counted(len(stack.layers), 'layer')} of {stack.hidden_size} dims" for stack in stacks]
+    parts = [str(model["class"]), f"{model['parameters'] / 1e6:,.1f} M parameters", str(model["dtype"]), *shapes]
+    return Summary(
+        model=model["name"],
+        description=", ".join(parts),
+        verdict=_verdict(formats, outliers, scan),
+        formats=formats,
+        outliers=outliers,
+        heads=head_lines(scan.evidence) if "attention" in scan.manifest["settings"]["only"] else [],
+        read=_read(scan),
+        not_observed=_not_observed(scan),
+        files=[f"{scan.folder}/report.html to look at, {scan.folder}/findings.parquet to work with"] if scan.folder else [],
+        next=_next(scan, formats),
+    )
+
+
+def _formats(scan: Scan) -> list[FormatLine]:
+    settings = scan.manifest["settings"]
+    if "format" not in settings["only"]:
+        return []
+    criteria = [
+        criterion
+        for criterion in choose_criteria(("format",), settings["thresholds"])
+        if criterion.name in FORMAT_NAMES and isinstance(criterion, RangeCriterion | RoundingCriterion)
+    ]
+    lines = []
+    for criterion, verdict in zip(criteria, format_verdicts(scan.evidence, criteria), strict=True):
+        name = FORMAT_NAMES[criterion.name]
+        if not isinstance(verdict, Verdict):
+            lines.append(FormatLine(name, "unknown", verdict.reason))
+        elif isinstance(criterion, RangeCriterion):
+            lines.append(FormatLine(name, verdict.word, _range_cause(scan, criterion, verdict)))
+        else:
+            modules = [module for cause in verdict.causes for module in cause.extra["modules"]]
+            lines.append(FormatLine(name, verdict.word, _rounding_cause(scan, verdict), list(dict.fromkeys(modules))))
+    return lines
+
+
+def _range_cause(scan: Scan, criterion: RangeCriterion, verdict: Verdict) -> str:
+    end = criterion.form.largest
+    if not verdict.causes:
+        return f"largest value {number(verdict.figure * end)} of {number(end)}"
+    peak = max(verdict.causes, key=lambda cause: cause.score or 0.0)
+    reached = layers(cause.layer for cause in verdict.causes if cause.layer is not None)
+    nonfinite = int(peak.extra["nonfinite_tokens"])
+    if nonfinite:
+        return f"{counted(nonfinite, 'token')} not finite already at {_site(peak)}"
+    return f"{_site(peak)} reaches {number(peak.value)} of {number(end)} (dim {peak.dim} at {_token(scan, peak)}), {reached}"
+
+
+def _rounding_cause(scan: Scan, verdict: Verdict) -> str:
+    if not verdict.causes:
+        return f"predicted noise {share(verdict.figure)} of the signal per layer"
+    worst = verdict.causes[0]
+    count = len(verdict.causes)
+    return (
+        f"predicted noise {share(verdict.figure)} of the signal per layer, {share(verdict.share)} of it from "
+        f"{counted(count, 'linear input')}; worst {_site(worst)}, whose range {_token(scan, worst)} sets with "
+        f"{number(worst.value)} (dim {worst.dim})"
+    )
+
+
+def _verdict(formats: list[FormatLine], outliers: list[OutlierLine], scan: Scan) -> list[str]:
+    """One or two sentences about consequences."""
+    if not formats:
+        found = counted(scan.findings.num_rows, "finding")
+        return [f"{found}; number formats were not judged (--only {', '.join(scan.manifest['settings']['only'])})."]
+    by_word: dict[str, list[FormatLine]] = {}
+    for line in formats:
+        by_word.setdefault(line.word, []).append(line)
+    sentences = []
+    for word, says in (("fails", "will fail"), ("at risk", "is at risk")):
+        for line in by_word.get(word, [])[:2]:
+            sentences.append(f"{line.name} {says} (predicted): {line.cause}.")
+        more = by_word.get(word, [])[2:]
+        if more:
+            sentences.append(f"So {'are' if len(more) > 1 else 'is'} {' and '.join(line.name for line in more)}, see below.")
+    fine = [line.name for line in by_word.get("fine", [])]
+    if not sentences and fine:
+        quiet = "and no rule found outliers that stand out" if not outliers else "though outliers are there"
+        sentences.append(f"No number format is expected to fail (predicted), {quiet}.")
+    elif fine:
+        sentences.append(f"Expected to be fine: {', '.join(fine)}.")
+    unknown = [line.name for line in by_word.get("unknown", [])]
+    if unknown:
+        sentences.append(f"Not judged: {', '.join(unknown)} ({by_word['unknown'][0].cause}).")
+    return sentences
+
+
+def _read(scan: Scan) -> list[str]:
+    read, corpus, settings = (scan.manifest[key] for key in ("read", "corpus", "settings"))
+    if not read["tokens"]:
+        return [f"{counted(len(scan.evidence.weights), 'weight tensor')}, no text"]
+    lines = [
+        f"{counted(read['tokens'], 'token')} in {counted(read['sequences'], 'sequence')} of up to {read['longest']} "
+        f"from {corpus['source']}"
+    ]
+    sampled = share(read["sampled_tokens"] / read["tokens"])
+    if read["sampled_tokens"] == read["tokens"]:
+        lines.append("attention patterns, medians and histograms: of every token")
+    else:
+        lines.append(f"attention patterns, medians and histograms: of {sampled} of the tokens (--exact for all)")
+    dropped = scan.manifest["nonfinite"]
+    if dropped:
+        lines.append(f"NaN or infinite values at {counted(len(dropped), 'site')}, left out of the rest: {some(dropped)}")
+    if read["halved"]:
+        lines.append(f"{counted(len(read['halved']), 'batch', 'batches')} halved for lack of memory")
+    if settings["layers"] is not None:
+        lines.append(f"only {layers(settings['layers'])}")
+    return lines
+
+
+def _not_observed(scan: Scan) -> list[str]:
+    rows = scan.manifest["not_observed"]
+    lines = []
+    for row in rows[:MOST_UNOBSERVED]:
+        where = f" ({layers(row['layers'])})" if row.get("layers") else ""
+        lines.append(f"{row['what']}{where}: {row['why']}")
+    if len(rows) > MOST_UNOBSERVED:
+        lines.append(f"and {len(rows) - MOST_UNOBSERVED} more, in scan.json")
+    return lines
+
+
+def _next(scan: Scan, formats: list[FormatLine]) -> list[str]:
+    name = scan.manifest["model"]["name"]
+    if not formats:
+        return [f"outlierscope scan {name}    activations and attention as well"]
+    if scan.manifest["read"]["sampled_tokens"] < scan.manifest["read"]["tokens"]:
+        return [f"outlierscope scan {name} --data YOUR-OWN.jsonl --exact    the same on your own text, nothing sampled"]
+    return [f"outlierscope scan {name} --data YOUR-OWN.jsonl --tokens 200000    the same on your own text"]
+
+
+def _site(finding: Finding) -> str:
+    return f"{finding.site} of layer {finding.layer}" if finding.layer is not None else str(finding.site)
+
+
+def _token(scan: Scan, finding: Finding) -> str:
+    if finding.token_id is None:
+        return f"a {finding.token_class} position" if finding.token_class else "a token"
+    return quoted(finding.token or scan.evidence.token_text(finding.token_id), finding.token_id)

@@ -40,7 +40,7 @@ class ScanEvidence:
         measurements: Measurements,
         *,
         module_prefix: str = "",
-        decode: Callable[[int], str] | None = None,
+        decode: Callable[[int], str | None] | None = None,
     ) -> None:
         self.anatomy = anatomy
         self.corpus = corpus

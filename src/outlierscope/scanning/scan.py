@@ -176,6 +176,7 @@ class Scan:
             },
             class_names=tuple(read["class_names"]),
         )
+        findings = read_findings((folder / FINDINGS).read_bytes())
         names, get_weight = read_tensors(folder / WEIGHTS)
         evidence = ScanEvidence(
             anatomy,
@@ -185,11 +186,12 @@ class Scan:
             ),
             measurements,
             module_prefix=manifest["module_prefix"],
+            decode=_texts_of(findings).get,
         )
         examples, get_example = read_tensors(folder / EXAMPLES)
         return cls(
             evidence,
-            read_findings((folder / FINDINGS).read_bytes()),
+            findings,
             manifest,
             {name: get_example(name) for name in examples},
             folder,
@@ -248,6 +250,12 @@ def not_observed(
         {"what": "generation", "why": "a scan reads given text; what the model writes itself is not observed"}
     )
     return rows
+
+
+def _texts_of(findings: pa.Table) -> dict[int, str]:
+    """Texts of the tokens that findings name: a scan folder holds no vocabulary."""
+    ids, texts = findings.column("token_id").to_pylist(), findings.column("token").to_pylist()
+    return {token_id: text for token_id, text in zip(ids, texts, strict=True) if token_id is not None and text is not None}
 
 
 def _weights_metadata(path: Path) -> list[dict[str, Any]]:
