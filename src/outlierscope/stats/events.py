@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from outlierscope.stats.pairs import Pairs
 from outlierscope.stats.positions import BUCKETS, count_buckets
@@ -58,6 +59,7 @@ class Events(Stat["Observation"]):
     _waiting: list[Pairs] = field(default_factory=list, repr=False)
 
     @property
+    @override
     def name(self) -> str:
         return self.rule.name
 
@@ -74,12 +76,14 @@ class Events(Stat["Observation"]):
             self._waiting = []
         return self._grouped
 
+    @override
     def fresh(self) -> Events:
         return Events(self.rule)
 
+    @override
     def update(self, seen: Observation) -> None:
         digest = seen.digest
-        self.sequences += int((digest.count > 0).sum())
+        self.sequences += len(seen.filled)
         self.tokens += digest.tokens
         found = seen.events(self.rule)
         dims, classes = seen.tensor.shape[2], len(seen.batch.class_names)
@@ -91,33 +95,33 @@ class Events(Stat["Observation"]):
 
     def _count(self, found: Located, seen: Observation) -> None:
         dims, classes = self.by_dim_class.shape
-        position = seen.batch.order.positions[found.sequence, found.place]  # [K]
-        token_class = seen.batch.classes.cpu()[found.sequence, found.place].long()
-        self.count += len(found)
-        self.carried += int(found.carried.sum())
+        place = found.sequence * seen.tensor.shape[1] + found.place  # [K], as found is sorted: ascending
+        position = seen.digest.order.positions.flatten()[place]
+        token_class = seen.batch.classes.cpu().flatten()[place].long()
         by_dim_class = torch.bincount(found.dim * classes + token_class, minlength=dims * classes)
         self.by_dim_class = self.by_dim_class + by_dim_class.view(dims, classes)
         self.by_dim = self.by_dim_class.sum(1)
         self.positions = self.positions + count_buckets(position)
         in_sequence = torch.unique(found.sequence * dims + found.dim)  # distinct (sequence, dim)
         self.sequences_by_dim = self.sequences_by_dim + torch.bincount(in_sequence % dims, minlength=dims)
-        self.sequences_with_any += len(torch.unique(found.sequence))
-        self.tokens_with_any += len(torch.unique(found.keys() >> 26))
+        self.sequences_with_any += len(torch.unique_consecutive(found.sequence))
+        self.tokens_with_any += len(torch.unique_consecutive(place))
+        self.count += len(found)
+        self.carried += int(found.carried.sum())
         self._wait(
-            Pairs.grouped(
-                Pairs(
-                    dim=found.dim,
-                    token_id=seen.batch.token_ids.cpu()[found.sequence, found.place],
-                    count=torch.ones_like(found.dim),
-                    carried=found.carried.long(),
-                    value=found.value,
-                    score=found.score,
-                    sequence=seen.batch.sequence_ids.cpu()[found.sequence],
-                    position=position,
-                )
+            Pairs(
+                dim=found.dim,
+                token_id=seen.batch.token_ids.cpu().flatten()[place],
+                count=torch.ones_like(found.dim),
+                carried=found.carried.long(),
+                value=found.value,
+                score=found.score,
+                sequence=seen.batch.sequence_ids.cpu()[found.sequence],
+                position=position,
             )
         )
 
+    @override
     def merge(self, other: Events) -> None:
         for counter in COUNTERS:
             setattr(self, counter, getattr(self, counter) + getattr(other, counter))
@@ -136,6 +140,7 @@ class Events(Stat["Observation"]):
             if sum(map(len, self._waiting)) > 1000 + len(self._grouped):
                 self._grouped = self.pairs
 
+    @override
     def state(self) -> dict[str, Tensor]:
         pairs = self.pairs
         return (
@@ -144,6 +149,7 @@ class Events(Stat["Observation"]):
             | {f"pairs_{item.name}": getattr(pairs, item.name) for item in fields(Pairs)}
         )
 
+    @override
     def load_state(self, state: dict[str, Tensor]) -> None:
         for counter in COUNTERS:
             setattr(self, counter, int(state[counter]))

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from outlierscope.stats.reading import BLOCK_ELEMENTS
 from outlierscope.stats.stat import Stat
 
 if TYPE_CHECKING:
@@ -33,18 +35,19 @@ class Exceedances(Stat["Observation"]):
     tokens: int = 0
 
     @property
+    @override
     def name(self) -> str:
         return f"exceedances_{self.threshold:g}"
 
+    @override
     def fresh(self) -> Exceedances:
         return Exceedances(self.threshold)
 
+    @override
     def update(self, seen: Observation) -> None:
-        counts = torch.zeros(seen.tensor.shape[2], dtype=torch.int64)
-        for sequence in range(len(seen.digest.used)):
-            counts += (seen.values(sequence).abs() >= self.threshold).sum(0).cpu()
-        self._add(counts, seen.digest.tokens)
+        self._add(_count_beyond(seen, self.threshold), seen.digest.tokens)
 
+    @override
     def merge(self, other: Exceedances) -> None:
         self._add(other.by_dim, other.tokens)
 
@@ -53,8 +56,36 @@ class Exceedances(Stat["Observation"]):
             self.by_dim = self.by_dim + by_dim if len(self.by_dim) else by_dim.clone()
         self.tokens += tokens
 
+    @override
     def state(self) -> dict[str, Tensor]:
         return {"by_dim": self.by_dim, "tokens": torch.tensor(self.tokens)}
 
+    @override
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.by_dim, self.tokens = state["by_dim"], int(state["tokens"])
+
+
+def _count_beyond(seen: Observation, threshold: float) -> Tensor:
+    """[d] int64 tokens with abs(x) >= threshold, read only where both token and dim reach it."""
+    digest, dims = seen.digest, seen.tensor.shape[2]
+    total = torch.zeros(dims, dtype=torch.int64)
+    if not digest.tokens:
+        return total
+    rows = digest.order.rows[digest.token_absmax >= threshold]  # [R]
+    columns = (digest.dim_absmax >= threshold).nonzero().flatten()  # [D]
+    if not len(rows) or not len(columns):
+        return total
+    flat = seen.tensor.detach().reshape(-1, dims)
+    device = flat.device
+    every = 16 * len(columns) > dims  # whole rows are read faster than many single values
+    for chunk in torch.split(rows, max(1, BLOCK_ELEMENTS // (dims if every else len(columns)))):
+        where = chunk.to(device)
+        values = flat.index_select(0, where) if every else flat[where[:, None], columns.to(device)]
+        values = values.float().abs_()
+        # 0.0 and 1.0 in float32 add up faster than truth values, and exactly below 2^24 rows.
+        counts = torch.ge(values, threshold, out=values).sum(0).long().cpu()
+        if every:
+            total += counts
+        else:
+            total[columns] += counts
+    return total

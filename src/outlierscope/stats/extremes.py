@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from outlierscope.stats.digest import first_located
 from outlierscope.stats.stat import Stat
@@ -17,18 +19,25 @@ if TYPE_CHECKING:
 NONE = -1
 """Sequence, position and token where a class has not been seen."""
 
-BELOW = -2
-"""Sequence, position and token of an extreme that was not located, because the record that it will be merged
-into stands above it."""
-
 CHUNK_ELEMENTS = 1_000_000
 """Values looked at together when locating."""
-
-LAST = torch.iinfo(torch.int64).max
 
 
 def _integers(*shape: int) -> Tensor:
     return torch.zeros(*shape, dtype=torch.int64)
+
+
+@dataclass
+class Found:
+    """Located values [K] of a tensor of ``dims`` dims, at most one for each (token class, dim)."""
+
+    dims: int
+    token_class: Tensor
+    dim: Tensor
+    value: Tensor
+    sequence: Tensor
+    position: Tensor
+    token: Tensor
 
 
 @dataclass
@@ -42,7 +51,7 @@ class Extremes(Stat["Observation"]):
         value: [C, d] float32 signed value of largest magnitude; 0 where there is none.
         sequence: [C, d] int64 id of its sequence; -1 where there is none.
         position: [C, d] int64 its position; -1 where there is none.
-        token: [C, d] int64 its token id; -1 where there is none.
+        token: [C, d] int64 its token id; -1 where there is none (or the position has no token).
         nonfinite_located: [<= 32, 3] int64 (sequence, position, dim) of the first non-finite values.
     """
 
@@ -52,147 +61,124 @@ class Extremes(Stat["Observation"]):
     position: Tensor = field(default_factory=lambda: _integers(0, 0))
     token: Tensor = field(default_factory=lambda: _integers(0, 0))
     nonfinite_located: Tensor = field(default_factory=lambda: _integers(0, 3))
-    _record: Extremes | None = field(default=None, repr=False, compare=False)
+    _records: Extremes | None = field(default=None, repr=False, compare=False)
+    _partial: bool = field(default=False, repr=False, compare=False)
+    _challengers: list[Found] = field(default_factory=list, repr=False, compare=False)
+    _bar: Tensor | None = field(default=None, repr=False, compare=False)
+    _last: int = field(default=NONE, repr=False, compare=False)
 
     @property
+    @override
     def name(self) -> str:
         return "extremes"
 
+    @override
     def fresh(self) -> Extremes:
-        """An empty one that leaves unlocated what this one's records surpass.
+        """An empty one.
 
-        Such entries never win when it is merged into this one or its successors, whose records only grow.
-        Anywhere else they could, and then ``state`` raises rather than give a wrong place.
+        Where this one has records already, the new one locates and keeps only what may surpass them: locating
+        everything at every batch would cost more than all other statistics together. As records only grow,
+        merging it into this one gives what a full one would give; merging it anywhere else, or asking for
+        its ``state``, raises ``RuntimeError``.
         """
-        return Extremes(self.classes, _record=self)
+        records = self if self._records is None else self._records
+        return Extremes(self.classes, _records=records if len(records.value) else None)
 
-    def _magnitude(self) -> Tensor:
-        """[C, d] magnitude of the records, -1 where there is none."""
-        return torch.where(self.sequence == NONE, -1.0, self.value.abs())
-
+    @override
     def update(self, seen: Observation) -> None:
         digest = seen.digest
-        dims = seen.tensor.shape[2]
-        if not len(self.value):
-            shape = (self.classes, dims)
-            self.value = torch.zeros(shape)
-            self.sequence, self.position, self.token = (torch.full(shape, NONE) for _ in range(3))
         if len(digest.nonfinite_located):
             self.nonfinite_located = first_located(
                 torch.cat([self.nonfinite_located, digest.nonfinite_located])
             )
         if not digest.tokens:
             return
-        low, high = digest.class_minimum.amin(0), digest.class_maximum.amax(0)  # [C, d]
-        magnitude = torch.maximum(high, -low)  # -inf where there is no token
-        first = int(seen.batch.sequence_ids.min())
-        wins = self._beaten(magnitude, first)
-        if not wins.any():
-            return
-        locate = wins
-        if self._record is not None and len(self._record.value):
-            locate = wins & self._record._beaten(magnitude, first)
-            below = wins & ~locate
-            self.value[below] = torch.where(high >= -low, high, low)[below]
-            for table in (self.sequence, self.position, self.token):
-                table[below] = BELOW
-        self._locate(seen, magnitude, locate)
+        self._partial = self._records is not None
+        found = (self._records or self)._surpassing(seen)
+        if found is not None:
+            self._take(found)
 
-    def _beaten(self, magnitude: Tensor, first: int) -> Tensor:
-        """[C, d] where a batch whose smallest sequence id is ``first`` may surpass the record."""
-        record = self._magnitude()
-        return (magnitude > record) | ((magnitude == record) & (self.sequence > first))
-
-    def _locate(self, seen: Observation, magnitude: Tensor, wanted: Tensor) -> None:
-        """Find the places of the batch's extremes at the ``wanted`` [C, d] entries and record them."""
-        token_class, dim = wanted.nonzero(as_tuple=True)  # [K]
-        if not len(dim):
-            return
-        digest, order = seen.digest, seen.batch.order
-        peak = magnitude[token_class, dim]  # [K]
-        ids = seen.batch.sequence_ids.cpu()
-        has = (digest.class_maximum[:, token_class, dim] == peak) | (
-            digest.class_minimum[:, token_class, dim] == -peak
-        )  # [B, K]
-        owner = torch.where(has, ids[:, None], LAST).min(0)
-        row = owner.indices  # [K] row of the batch
-        starts = _integers(len(ids), self.classes)
-        lengths = _integers(len(ids), self.classes)
-        for run in order.runs:
-            starts[run.sequence, run.token_class] = run.start
-            lengths[run.sequence, run.token_class] = run.stop - run.start
-        start, length = starts[row, token_class], lengths[row, token_class]  # [K]
-        flat = seen.tensor.detach().reshape(-1)
-        width = seen.tensor.shape[2]
-        place = torch.full_like(dim, LAST)
-        signed = torch.zeros_like(peak)
-        for part in _chunks(length):
-            size = length[part]
-            entry = torch.repeat_interleave(torch.arange(len(size)), size)  # [E]
-            offset = torch.arange(len(entry)) - (size.cumsum(0) - size)[entry]
-            rows = order.rows[start[part][entry] + offset]  # [E]
-            values = flat[(rows * width + dim[part][entry]).to(flat.device)].float().cpu()
-            hits = (values.abs() == peak[part][entry]).nonzero().flatten()
-            # The last write wins on no device for sure, so take the minimum of the rows.
-            place[part] = place[part].scatter_reduce(0, entry[hits], rows[hits], "amin")
-        signed = flat[(place * width + dim).to(flat.device)].float().cpu()
-        sequence, column = place // seen.tensor.shape[1], place % seen.tensor.shape[1]
-        self._write(
-            token_class,
-            dim,
-            signed,
-            ids[sequence],
-            order.positions[sequence, column],
-            seen.batch.token_ids.cpu()[sequence, column],
-        )
-
-    def _write(
-        self,
-        token_class: Tensor,
-        dim: Tensor,
-        value: Tensor,
-        sequence: Tensor,
-        position: Tensor,
-        token: Tensor,
-    ) -> None:
-        """Record candidates [K] where they surpass."""
-        old = self.value[token_class, dim].abs()
-        old_sequence = self.sequence[token_class, dim]
-        better = (old_sequence < 0) | (value.abs() > old) | ((value.abs() == old) & (sequence < old_sequence))
-        index = (token_class[better], dim[better])
-        self.value[index] = value[better]
-        self.sequence[index] = sequence[better]
-        self.position[index] = position[better]
-        self.token[index] = token[better]
-
+    @override
     def merge(self, other: Extremes) -> None:
         if len(other.nonfinite_located):
             self.nonfinite_located = first_located(
                 torch.cat([self.nonfinite_located, other.nonfinite_located])
             )
-        if not len(other.value):
-            return
-        if not len(self.value):
-            self.value, self.sequence = other.value.clone(), other.sequence.clone()
-            self.position, self.token = other.position.clone(), other.token.clone()
-            return
-        mine, theirs = self._magnitude(), other._magnitude()
-        earlier = (other.sequence < self.sequence) | (
-            (other.sequence == self.sequence) & (other.position < self.position)
-        )
-        wins = (theirs > mine) | ((theirs == mine) & earlier & (other.sequence >= 0))
-        if wins.any():
-            self.value = torch.where(wins, other.value, self.value)
-            self.sequence = torch.where(wins, other.sequence, self.sequence)
-            self.position = torch.where(wins, other.position, self.position)
-            self.token = torch.where(wins, other.token, self.token)
+        if other._partial:
+            if self._records is None and other._records is not self:
+                raise RuntimeError(PARTIAL)
+            if self._records is not None and other._records is not self._records:
+                raise RuntimeError(PARTIAL)
+            for found in other._challengers:
+                self._take(found)
+            self._partial = self._records is not None
+        elif len(other.value):
+            if self._partial and other is not self._records:
+                raise RuntimeError(PARTIAL)
+            self._records, self._partial = None, False
+            challengers, self._challengers = self._challengers, []
+            for found in (other._as_found(), *challengers):
+                self._take(found)
 
+    def _as_found(self) -> Found:
+        index = (self.sequence != NONE).nonzero(as_tuple=True)
+        tables = (self.value, self.sequence, self.position, self.token)
+        return Found(self.value.shape[1], *index, *(table[index] for table in tables))
+
+    def _take(self, found: Found) -> None:
+        if self._records is not None:
+            self._challengers.append(found)
+        else:
+            self._record(found)
+
+    def _surpassing(self, seen: Observation) -> Found | None:
+        """The extremes of a batch that surpass these records, located."""
+        digest, plan = seen.digest, seen.digest.plan
+        self._make_room(seen.tensor.shape[2])
+        if self._bar is None:
+            self._bar = torch.where(self.sequence == NONE, -1.0, self.value.abs())
+            self._last = int(self.sequence.max())
+        peaks = torch.maximum(digest.slot_high, -digest.slot_low)  # [S, d]
+        bar = self._bar[plan.slot_class]
+        wins = peaks > bar
+        if self._last > int(seen.batch.sequence_ids.min()):
+            wins |= peaks == bar  # an equal value wins over one of a later sequence
+        if not bool(wins.any()):
+            return None
+        slot, dim = wins.nonzero(as_tuple=True)  # [W]
+        token_class, peak = plan.slot_class[slot], peaks[slot, dim]
+        cell = token_class * self.value.shape[1] + dim
+        best = torch.full((self.value.numel(),), -1.0).scatter_reduce(0, cell, peak, "amax")
+        highest = peak == best[cell]
+        return _locate(seen, slot[highest], dim[highest], peak[highest])
+
+    def _record(self, found: Found) -> None:
+        """Take over what surpasses the records; never in place, as others may hold the same tables."""
+        self._make_room(found.dims)
+        index = (found.token_class, found.dim)
+        sequence, position = self.sequence[index], self.position[index]
+        old, new = self.value[index].abs(), found.value.abs()
+        earlier = (found.sequence < sequence) | ((found.sequence == sequence) & (found.position < position))
+        wins = (sequence == NONE) | (new > old) | ((new == old) & earlier)
+        if not bool(wins.any()):
+            return
+        index = (found.token_class[wins], found.dim[wins])
+        self.value = self.value.index_put(index, found.value[wins])
+        self.sequence = self.sequence.index_put(index, found.sequence[wins])
+        self.position = self.position.index_put(index, found.position[wins])
+        self.token = self.token.index_put(index, found.token[wins])
+        self._bar = None
+
+    def _make_room(self, dims: int) -> None:
+        if not len(self.value):
+            shape = (self.classes, dims)
+            self.value, self._bar = torch.zeros(shape), None
+            self.sequence, self.position, self.token = (torch.full(shape, NONE) for _ in range(3))
+
+    @override
     def state(self) -> dict[str, Tensor]:
-        if bool((self.sequence == BELOW).any()):
-            raise RuntimeError(
-                "extremes measured against the records of one scan were merged into another, "
-                "where some would win without having been located"
-            )
+        if self._partial:
+            raise RuntimeError(PARTIAL)
         return {
             "value": self.value,
             "sequence": self.sequence,
@@ -201,14 +187,59 @@ class Extremes(Stat["Observation"]):
             "nonfinite_located": self.nonfinite_located,
         }
 
+    @override
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.value, self.sequence = state["value"], state["sequence"]
         self.position, self.token = state["position"], state["token"]
         self.nonfinite_located = state["nonfinite_located"]
+        self._bar = None
+
+
+PARTIAL = (
+    "extremes that were gathered against the records of one statistic can only be merged into that one "
+    "(or with others gathered against it)"
+)
+
+
+def _locate(seen: Observation, slot: Tensor, dim: Tensor, peak: Tensor) -> Found:
+    """Where the magnitudes ``peak`` [W] stand in the rows of their slots; the first of each (class, dim)."""
+    plan, order = seen.digest.plan, seen.digest.order
+    flat = seen.tensor.detach().reshape(-1)
+    length, dims = order.shape[1], seen.tensor.shape[2]
+    rows, entries = [], []
+    for part in _chunks(plan.slot_length[slot]):
+        size = plan.slot_length[slot[part]]
+        entry = torch.repeat_interleave(size)  # [E] index into the part
+        offset = torch.arange(len(entry)) - (size.cumsum(0) - size - plan.slot_start[slot[part]])[entry]
+        row = plan.slot_rows[offset]  # [E]
+        values = flat[(row * dims + dim[part][entry]).to(flat.device)].float().cpu()
+        hit = values.abs_() == peak[part][entry]
+        rows.append(row[hit])
+        entries.append(entry[hit] + part.start)
+    row, entry = torch.cat(rows), torch.cat(entries)
+    ids = seen.batch.sequence_ids.cpu()[row // length]
+    # Sorted by (class, dim), then (sequence, place): the first of each cell is the one to keep.
+    cell = plan.slot_class[slot[entry]] * dims + dim[entry]
+    by_place = (ids << 32 | row % length).argsort()
+    by_cell = by_place[cell[by_place].argsort(stable=True)]
+    cell, row, ids = cell[by_cell], row[by_cell], ids[by_cell]
+    first = torch.ones(len(cell), dtype=torch.bool)
+    first[1:] = cell[1:] != cell[:-1]
+    cell, row, ids = cell[first], row[first], ids[first]
+    dim = cell % dims
+    return Found(
+        dims,
+        cell // dims,
+        dim,
+        flat[(row * dims + dim).to(flat.device)].float().cpu(),
+        ids,
+        order.positions.flatten()[row],
+        seen.batch.token_ids.cpu().flatten()[row],
+    )
 
 
 def _chunks(length: Tensor) -> list[slice]:
     """Slices of entries whose ``length`` [K] add up to about ``CHUNK_ELEMENTS`` each."""
     group = length.cumsum(0) // CHUNK_ELEMENTS
     cuts = [0, *((group[1:] != group[:-1]).nonzero().flatten() + 1).tolist(), len(length)]
-    return [slice(first, last) for first, last in zip(cuts, cuts[1:], strict=False)]
+    return [slice(first, last) for first, last in pairwise(cuts)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from outlierscope.stats.stat import Stat
 
@@ -39,23 +40,27 @@ class Flags(Stat["Observation"]):
     dear: ClassVar[bool] = True
 
     @property
+    @override
     def name(self) -> str:
         return "flags_" + self.rule.name
 
+    @override
     def fresh(self) -> Flags:
         return Flags(self.rule)
 
+    @override
     def update(self, seen: Observation) -> None:
         found = seen.events(self.rule)
         ids = seen.batch.sequence_ids.cpu()
-        position = seen.batch.order.positions[found.sequence, found.place]
+        position = seen.digest.order.positions[found.sequence, found.place]
         rows = torch.stack([ids[found.sequence], position, found.dim], 1)  # [K, 3], sorted within a sequence
-        filled = (seen.digest.count > 0).nonzero().flatten()
+        filled = torch.tensor(seen.filled, dtype=torch.int64)
         counts = torch.bincount(found.sequence, minlength=len(ids))  # [B]
         rank = torch.arange(len(found)) - (counts.cumsum(0) - counts)[found.sequence]
         left_out = (counts - EVENTS_PER_SEQUENCE).clamp(min=0)
         self._take(ids[filled], rows[rank < EVENTS_PER_SEQUENCE], left_out[filled])
 
+    @override
     def merge(self, other: Flags) -> None:
         self._take(other.sequences, other.rows, other.left_out)
 
@@ -69,8 +74,10 @@ class Flags(Stat["Observation"]):
         # Rows of one sequence come from one batch, already sorted by position and dim.
         self.rows = rows[rows[:, 0].argsort(stable=True)]
 
+    @override
     def state(self) -> dict[str, Tensor]:
         return {"sequences": self.sequences, "rows": self.rows, "left_out": self.left_out}
 
+    @override
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.sequences, self.rows, self.left_out = state["sequences"], state["rows"], state["left_out"]

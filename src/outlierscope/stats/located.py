@@ -38,24 +38,17 @@ class Located:
     def __len__(self) -> int:
         return len(self.value)
 
-    def where(self, mask: Tensor) -> Located:
-        """Those where ``mask`` [K] holds."""
-        return Located(*(getattr(self, item.name)[mask] for item in fields(self)))
+    @classmethod
+    def at(cls, sequence: Tensor, place: Tensor, dim: Tensor, value: Tensor) -> Located:
+        """Values that were not judged yet."""
+        score = torch.zeros(len(value), dtype=torch.float64)
+        return cls(sequence, place, dim, value, score, torch.zeros(len(value), dtype=torch.bool))
 
-    def keys(self) -> Tensor:
-        """[K] int64 that order and identify the places."""
-        return (self.sequence << 52) | (self.place << 26) | self.dim
-
-    def among(self, other: Located) -> Tensor:
-        """[K] bool, whether ``other`` holds the same place."""
-        return torch.isin(self.keys(), other.keys())
-
-    def first_of_each_token(self) -> Located:
-        """The lowest dim of each token."""
-        tokens = self.keys() >> 26
-        new = torch.ones(len(self), dtype=torch.bool)
-        new[1:] = tokens[1:] != tokens[:-1]
-        return self.where(new)
+    @classmethod
+    def nothing(cls) -> Located:
+        """No values."""
+        none = torch.zeros(0, dtype=torch.int64)
+        return cls.at(none, none, none, torch.zeros(0))
 
     @classmethod
     def joined(cls, *parts: Located) -> Located:
@@ -63,41 +56,67 @@ class Located:
         everything = cls(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(cls)))
         return everything.where(everything.keys().argsort())
 
-    @classmethod
-    def at(cls, sequence: Tensor, place: Tensor, dim: Tensor, value: Tensor) -> Located:
-        """Values that were not judged yet."""
-        return cls(
-            sequence,
-            place,
-            dim,
-            value,
-            torch.zeros(len(value), dtype=torch.float64),
-            torch.zeros(len(value), dtype=torch.bool),
-        )
+    def where(self, mask: Tensor) -> Located:
+        """Those where ``mask`` [K] holds, or at these indices."""
+        return Located(*(getattr(self, item.name)[mask] for item in fields(self)))
+
+    def keys(self) -> Tensor:
+        """[K] int64 that order and identify the places (T and d below 2^26)."""
+        return self.tokens() << 26 | self.dim
+
+    def tokens(self) -> Tensor:
+        """[K] int64 that order and identify the tokens."""
+        return self.sequence << 26 | self.place
+
+    def among(self, other: Located) -> Tensor:
+        """[K] bool, whether ``other`` holds the same place."""
+        return torch.isin(self.keys(), other.keys())
+
+    def first_of_each_token(self) -> Located:
+        """The lowest dim of each token."""
+        tokens = self.tokens()
+        new = torch.ones(len(self), dtype=torch.bool)
+        new[1:] = tokens[1:] != tokens[:-1]
+        return self.where(new)
 
 
-def read_candidates(seen: Observation, tokens: Tensor, dims: Tensor) -> Located:
-    """Values at the given ``tokens`` [B, T] and ``dims`` [B, d] masks: a superset for a rule to judge.
+def read_beyond(seen: Observation, centre: Tensor, limit: Tensor) -> Located:
+    """The values with abs(x - centre) > limit.
 
-    A value can only pass a threshold that its token's and its dim's extremes pass, so that only the
-    crossings of such rows and columns are read again.
+    Such a value's token and dim have an absmax above limit - abs(centre), so that only the crossings of
+    such rows and columns are read again.
+
+    Args:
+        seen: the tensor and its digest.
+        centre: [B] float64, one for each sequence.
+        limit: [B] float64; where it is NaN or infinite, nothing passes.
     """
-    places = tokens.flatten().nonzero().flatten()  # [R]
-    length = tokens.shape[1]
-    columns = dims.any(0).nonzero().flatten()  # [D]
-    if not len(places) or not len(columns):
-        empty = torch.zeros(0, dtype=torch.int64)
-        return Located.at(empty, empty, empty, torch.zeros(0))
-    flat = seen.tensor.detach().reshape(-1, seen.tensor.shape[2])
+    digest = seen.digest
+    least = (limit - centre.abs()) * (1 - 1e-6)  # [B], a little below, so that rounding loses nothing
+    possible = digest.inf_norms > least  # [B]
+    if not bool(possible.any()):
+        return Located.nothing()
+    order = digest.order
+    sequence = order.sequence_of  # [N]
+    rows = order.rows[digest.token_absmax > least.masked_fill(~possible, torch.inf)[sequence]].sort().values
+    columns = (digest.dim_absmax > least[possible].min()).nonzero().flatten()  # [D]
+    if not len(rows) or not len(columns):
+        return Located.nothing()
+    length, dims = order.shape[1], len(digest.dim_absmax)
+    flat = seen.tensor.detach().reshape(-1, dims)
     device = flat.device
+    every = 4 * len(columns) > dims  # whole rows are read faster than many single values
     parts = []
-    for chunk in places.split(max(1, CHUNK_ELEMENTS // len(columns))):
-        values = flat[chunk[:, None].to(device), columns.to(device)].float().cpu()  # [R', D]
-        wanted = dims[chunk // length][:, columns]
-        row, column = wanted.nonzero(as_tuple=True)
-        parts.append(
-            Located.at(chunk[row] // length, chunk[row] % length, columns[column], values[row, column])
-        )
+    for chunk in torch.split(rows, max(1, CHUNK_ELEMENTS // (dims if every else len(columns)))):
+        where = chunk.to(device)
+        values = flat.index_select(0, where) if every else flat[where[:, None], columns.to(device)]
+        sequences = chunk // length  # [R]
+        distance = (values.double() - centre[sequences, None].to(device)).abs_()  # [R, D]
+        row, column = (distance > limit[sequences, None].to(device)).nonzero(as_tuple=True)
+        found = values[row, column].float().cpu()
+        row, column = row.cpu(), column.cpu()
+        dim = column if every else columns[column]
+        parts.append(Located.at(sequences[row], chunk[row] % length, dim, found))
     return parts[0] if len(parts) == 1 else Located.joined(*parts)
 
 

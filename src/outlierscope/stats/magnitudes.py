@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from outlierscope.stats.stat import Stat
 
@@ -21,8 +22,8 @@ FIGURES = ("top_1", "top_2", "top_3", "quantile_9999", "median", "mean")
 class TopMagnitudes(Stat["Observation"]):
     """The three largest magnitudes, the .9999 quantile, median and mean of abs(x), over sequences; dear.
 
-    Sun et al. 2024, table 1, and An et al. 2025, figure 2, give top-3 and median. All are exact; the median of an
-    even number of values is the mean of the middle two, the quantile is the ceil(.9999 n)-th smallest.
+    Sun et al. 2024, table 1, and An et al. 2025, figure 2, give top-3 and median. All are exact; the median
+    of an even number of values is the mean of the middle two, the quantile the ceil(.9999 n)-th smallest.
 
     Attributes:
         count: sequences with at least one token.
@@ -36,18 +37,21 @@ class TopMagnitudes(Stat["Observation"]):
     dear: ClassVar[bool] = True
 
     @property
+    @override
     def name(self) -> str:
         return "top_magnitudes"
 
+    @override
     def fresh(self) -> TopMagnitudes:
         return TopMagnitudes()
 
+    @override
     def update(self, seen: Observation) -> None:
-        filled = (seen.digest.count > 0).nonzero().flatten().tolist()
-        if filled:
-            figures = torch.stack([_figures(seen, sequence) for sequence in filled])  # [B', 6]
-            self._take(len(filled), figures.mean(0), figures.amax(0))
+        if seen.filled:
+            figures = torch.stack([_figures(seen, sequence) for sequence in seen.filled])  # [B', 6]
+            self._take(len(figures), figures.mean(0), figures.amax(0))
 
+    @override
     def merge(self, other: TopMagnitudes) -> None:
         if other.count:
             self._take(other.count, other.mean, other.maximum)
@@ -65,23 +69,24 @@ class TopMagnitudes(Stat["Observation"]):
         """Largest over sequences of one of ``FIGURES``; ``ValueError`` for any other name."""
         return float(self.maximum[FIGURES.index(figure)])
 
+    @override
     def state(self) -> dict[str, Tensor]:
         return {"count": torch.tensor(self.count), "mean": self.mean, "maximum": self.maximum}
 
+    @override
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.count, self.mean, self.maximum = int(state["count"]), state["mean"], state["maximum"]
 
 
 def _figures(seen: Observation, sequence: int) -> Tensor:
     """[6] float64 ``FIGURES`` of one sequence."""
-    n = int(seen.digest.pooled.count[sequence])
-    # The three largest values stand in rows whose absmax is among the three largest.
-    absmax = seen.digest.absmax[sequence]
-    rows = absmax.topk(min(3, int(seen.digest.count[sequence]))).indices
-    values = seen.tensor[sequence, rows.to(seen.tensor.device)].float().abs().flatten()
-    top = values.topk(min(3, n)).values.double().cpu()
+    start, stop = seen.digest.order.bounds[sequence : sequence + 2]
+    # The three largest values stand in tokens whose absmax is among the three largest.
+    tokens = seen.digest.token_absmax[start:stop].topk(min(3, stop - start)).indices + start
+    rows = seen.digest.order.rows[tokens].to(seen.tensor.device)
+    values = seen.tensor.detach().reshape(-1, seen.tensor.shape[2])[rows].float().abs().flatten()
+    top = values.topk(min(3, len(values))).values.double().cpu()
     top = torch.cat([top, top[-1:].expand(3 - len(top))])
-    rank = min(n, -(-9999 * n // 10000))
-    quantile = seen.order_statistics(sequence, (rank,))[0]
-    rest = torch.tensor([quantile, seen.median(sequence), seen.mean_abs(sequence)], dtype=torch.float64)
-    return torch.cat([top, rest])
+    usual = seen.magnitudes(sequence)
+    rest = [usual.quantile_9999, usual.median, seen.mean_abs(sequence)]
+    return torch.cat([top, torch.tensor(rest, dtype=torch.float64)])

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from outlierscope.stats.power_sums import PowerSums, combined, over_dims, over_sequences
+from outlierscope.stats.power_sums import PowerSums, combined, over_dims
 from outlierscope.stats.stat import Stat
 
 if TYPE_CHECKING:
     from outlierscope.stats.observation import Observation
 
 
-class PooledMoments(NamedTuple):
+@dataclass(frozen=True)
+class PooledMoments:
     """Moments over all values of a site, whatever their dim.
 
     Attributes:
@@ -64,30 +67,28 @@ class Moments(Stat["Observation"]):
     nonfinite: int = 0
 
     @property
+    @override
     def name(self) -> str:
         return "moments"
 
+    @override
     def fresh(self) -> Moments:
         return Moments()
 
+    @override
     def update(self, seen: Observation) -> None:
         digest = seen.digest
-        sums = over_sequences(digest.sums)
-        self._take(
-            sums,
-            digest.minimum.amin(0).double(),
-            digest.maximum.amax(0).double(),
-            digest.tokens,
-        )
         self.nonfinite += digest.nonfinite
+        if digest.tokens:
+            self._take(digest.sums, digest.tokens, digest.minimum.double(), digest.maximum.double())
 
+    @override
     def merge(self, other: Moments) -> None:
-        self._take(other._sums(), other.minimum, other.maximum, other.count)
         self.nonfinite += other.nonfinite
+        if other.count:
+            self._take(other._sums(), other.count, other.minimum, other.maximum)
 
-    def _take(self, sums: PowerSums, minimum: Tensor, maximum: Tensor, count: int) -> None:
-        if not count:
-            return
+    def _take(self, sums: PowerSums, count: int, minimum: Tensor, maximum: Tensor) -> None:
         if self.count:
             sums = combined(self._sums(), sums)
             minimum, maximum = torch.minimum(self.minimum, minimum), torch.maximum(self.maximum, maximum)
@@ -96,8 +97,9 @@ class Moments(Stat["Observation"]):
         self.minimum, self.maximum = minimum, maximum
 
     def _sums(self) -> PowerSums:
-        return PowerSums(torch.tensor(self.count), self.mean, self.m2, self.m3, self.m4)
+        return PowerSums(torch.tensor(float(self.count)), self.mean, self.m2, self.m3, self.m4)
 
+    @override
     def state(self) -> dict[str, Tensor]:
         return {
             "count": torch.tensor(self.count),
@@ -110,6 +112,7 @@ class Moments(Stat["Observation"]):
             "nonfinite": torch.tensor(self.nonfinite),
         }
 
+    @override
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.count, self.nonfinite = int(state["count"]), int(state["nonfinite"])
         self.mean, self.m2, self.m3, self.m4 = state["mean"], state["m2"], state["m3"], state["m4"]
@@ -125,7 +128,7 @@ class Moments(Stat["Observation"]):
 
     def skewness(self) -> Tensor:
         """[d] sqrt(n) m3 / m2^1.5; NaN in constant dims."""
-        return self.count**0.5 * self.m3 / self.m2**1.5
+        return math.sqrt(self.count) * self.m3 / self.m2**1.5
 
     def kurtosis(self) -> Tensor:
         """[d] n m4 / m2^2, not excess: 3 for a normal distribution; NaN in constant dims."""
@@ -137,22 +140,19 @@ class Moments(Stat["Observation"]):
 
     def rms(self) -> Tensor:
         """[d] root of the mean square, sqrt(mean^2 + m2 / n)."""
-        return (self.mean**2 + self.variance(ddof=0)).sqrt()
+        return torch.sqrt(self.mean**2 + self.variance(ddof=0))
 
     def pooled(self) -> PooledMoments:
         """Moments over all values of all dims; NaN where there are too few values."""
         if not self.count:
             return PooledMoments(0, torch.nan, torch.nan, torch.nan, torch.nan, torch.nan)
-        row = PowerSums(
-            torch.tensor([[self.count]]), self.mean[None], self.m2[None], self.m3[None], self.m4[None]
-        )
-        sums = over_dims(row)
-        n, m2 = int(sums.count), sums.m2[0]
+        sums = over_dims(self._sums())
+        n, m2 = int(sums.count), sums.m2
         return PooledMoments(
             n,
             float(sums.mean),
             float(m2 / (n - 1)) if n > 1 else torch.nan,
-            float(n**0.5 * sums.m3[0] / m2**1.5),
-            float(n * sums.m4[0] / m2**2),
+            float(math.sqrt(n) * sums.m3 / m2**1.5),
+            float(n * sums.m4 / m2**2),
             float(self.absmax().max()),
         )

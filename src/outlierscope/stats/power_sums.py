@@ -1,4 +1,7 @@
-"""Central power sums and how they combine: Chan, Golub & LeVeque 1979; Pebay 2008 (SAND2008-6212), eq. 2.1 to 2.6."""
+"""Central power sums and how they combine.
+
+Chan, Golub & LeVeque 1979; Pebay 2008 (SAND2008-6212), equations 2.1 to 2.6.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,14 @@ from torch import Tensor
 
 @dataclass
 class PowerSums:
-    """Count, mean and sums of powers of deviations from the mean; tensors of one shape.
+    """Count, mean and sums of powers of deviations from the mean; float64 tensors.
 
     Attributes:
-        count: how many values; broadcasts against the others.
-        mean: float64.
-        m2: sum of (x - mean)^2, float64.
-        m3: sum of (x - mean)^3, float64.
-        m4: sum of (x - mean)^4, float64.
+        count: how many values; of the shape of the others, or 0-d.
+        mean: their mean.
+        m2: sum of (x - mean)^2.
+        m3: sum of (x - mean)^3.
+        m4: sum of (x - mean)^4.
     """
 
     count: Tensor
@@ -36,7 +39,11 @@ class PowerSums:
         deviation = values - mean
         square = deviation * deviation
         return cls(
-            torch.tensor(n), mean, square.sum(0), (square * deviation).sum(0), (square * square).sum(0)
+            torch.tensor(float(n), dtype=torch.float64),
+            mean,
+            square.sum(0),
+            (square * deviation).sum(0),
+            (square * square).sum(0),
         )
 
     def assign(self, index: Any, other: PowerSums) -> None:  # noqa: ANN401
@@ -48,56 +55,98 @@ class PowerSums:
 
 
 def from_shifted(count: Tensor, shift: Tensor, powers: Tensor) -> PowerSums:
-    """Central power sums from sums of powers of (x - shift).
+    """Central power sums from the sums of powers of (x - shift).
 
     Args:
-        count: [B].
-        shift: [B, d] float64.
-        powers: [4, B, d] float64, sums of the first to fourth powers.
+        count: values; of the shape of ``shift``, or 0-d.
+        shift: any shape.
+        powers: [4, *shape], sums of the first to fourth powers.
     """
-    n = count[:, None].double()
     s1, s2, s3, s4 = powers.unbind(0)
-    delta = s1 / n.clamp(min=1)  # mean - shift
+    delta = s1 / count.clamp(min=1)  # mean - shift
+    twice = delta * s1  # n delta^2
     square = delta * delta
     return PowerSums(
-        count[:, None],
+        count,
         shift + delta,
-        (s2 - delta * s1).clamp_(min=0),
-        s3 - 3 * delta * s2 + 2 * square * s1,
-        (s4 - 4 * delta * s3 + 6 * square * s2 - 3 * square * delta * s1).clamp_(min=0),
+        (s2 - twice).clamp_(min=0),
+        s3 - 3 * delta * s2 + 2 * delta * twice,
+        (s4 - 4 * delta * s3 + 6 * square * s2 - 3 * square * twice).clamp_(min=0),
     )
 
 
-def over_axis(sums: PowerSums, axis: int) -> PowerSums:
-    """Combine the groups along one axis (0: sequences, 1: dims) of [B, d] sums into one group each."""
-    n = sums.count.double()
-    total = sums.count.expand_as(sums.mean).sum(axis)
-    weights = n / total.double().clamp(min=1).unsqueeze(axis)
-    mean = (weights * sums.mean).sum(axis)
-    delta = sums.mean - mean.unsqueeze(axis)
-    n_delta = n * delta
-    square = delta * delta
-    m2 = (sums.m2 + n_delta * delta).sum(axis)
-    m3 = (sums.m3 + 3 * delta * sums.m2 + n_delta * square).sum(axis)
-    m4 = (sums.m4 + 4 * delta * sums.m3 + 6 * square * sums.m2 + n_delta * delta * square).sum(axis)
-    return PowerSums(total, mean, m2, m3, m4)
+def pool_shifted(counts: Tensor, shift: Tensor, powers: Tensor) -> tuple[PowerSums, Tensor]:
+    """Power sums of each sequence over all its values, from sums by dim of powers of (x - shift).
+
+    With one centre c for all dims and e = shift - c, sum (x - c)^k follows from the binomial theorem; all the
+    sums over dims that it takes are one product of matrices.
+
+    Args:
+        counts: [B] float64 tokens of each sequence.
+        shift: [d] float64.
+        powers: [4, B, d] float64.
+
+    Returns:
+        [B] sums, and [B] the size of the terms that made m4: where m4 is far smaller, they cancelled.
+    """
+    dims = len(shift)
+    centre = shift.mean()
+    e = shift - centre  # [d]
+    columns = torch.stack([torch.ones_like(e), e, e * e, e * e * e], 1)  # [d, 4]
+    r = powers.reshape(-1, dims) @ columns  # [4 B, 4]: sum_d S_k e^j
+    (p1, a11, a12, a13), (p2, a21, a22, _), (p3, a31, _, _), (p4, _, _, _) = (
+        block.unbind(1) for block in r.view(4, -1, 4).unbind(0)
+    )
+    e1, e2, e3 = columns.sum(0).unbind(0)[1:]
+    e4 = (columns[:, 2] ** 2).sum()
+    about_centre = torch.stack(
+        [
+            p1 + counts * e1,
+            p2 + 2 * a11 + counts * e2,
+            p3 + 3 * (a21 + a12) + counts * e3,
+            p4 + 4 * (a31 + a13) + 6 * a22 + counts * e4,
+        ]
+    )
+    return from_shifted(counts * dims, centre.expand_as(counts), about_centre), p4 + counts * e4
 
 
 def over_dims(sums: PowerSums) -> PowerSums:
-    """All dims of each sequence together: [B, d] to [B]."""
-    return over_axis(sums, 1)
-
-
-def over_sequences(sums: PowerSums) -> PowerSums:
-    """All sequences together: [B, d] to [d]."""
-    return over_axis(sums, 0)
+    """All dims of [d] sums with one count together: 0-d."""
+    n = sums.count
+    mean = sums.mean.mean()
+    delta = sums.mean - mean
+    square = delta * delta
+    return PowerSums(
+        n * len(sums.mean),
+        mean,
+        (sums.m2 + n * square).sum(),
+        (sums.m3 + 3 * delta * sums.m2 + n * delta * square).sum(),
+        (sums.m4 + 4 * delta * sums.m3 + 6 * square * sums.m2 + n * square * square).sum(),
+    )
 
 
 def combined(first: PowerSums, second: PowerSums) -> PowerSums:
-    """Two groups together."""
-    stacked = PowerSums(*(torch.stack(pair) for pair in zip(_fields(first), _fields(second), strict=True)))
-    return over_axis(stacked, 0)
-
-
-def _fields(sums: PowerSums) -> list[Tensor]:
-    return [sums.count.expand_as(sums.mean), sums.mean, sums.m2, sums.m3, sums.m4]
+    """Two groups together; counts are 0-d."""
+    a, b = float(first.count), float(second.count)
+    if not a:
+        return second
+    if not b:
+        return first
+    n = a + b
+    p, q = a / n, b / n
+    delta = second.mean - first.mean
+    square = delta * delta
+    return PowerSums(
+        first.count + second.count,
+        first.mean + delta * q,
+        first.m2 + second.m2 + square * (a * q),
+        first.m3
+        + second.m3
+        + 3 * delta * (p * second.m2 - q * first.m2)
+        + square * delta * (a * q * (p - q)),
+        first.m4
+        + second.m4
+        + 4 * delta * (p * second.m3 - q * first.m3)
+        + 6 * square * (p * p * second.m2 + q * q * first.m2)
+        + square * square * (a * q * (p * p - p * q + q * q)),
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from outlierscope.stats.stat import Stat
 
@@ -39,22 +41,24 @@ class SequenceSummaries(Stat["Observation"]):
     kurtosis_m2: float = 0.0
 
     @property
+    @override
     def name(self) -> str:
         return "sequences"
 
+    @override
     def fresh(self) -> SequenceSummaries:
         return SequenceSummaries()
 
+    @override
     def update(self, seen: Observation) -> None:
-        digest = seen.digest
-        pooled = digest.pooled
-        filled = digest.count > 0  # [B]
-        inf_norm = digest.dim_absmax.amax(1)[filled].double()
-        n = pooled.count
-        spread = filled & (pooled.m2 > 0) & (n > 1)
-        kurtosis = (pooled.m4 / n * ((n - 1) / pooled.m2) ** 2)[spread]
-        self._take(*_summary(inf_norm), *_summary(kurtosis), float(inf_norm.max()) if len(inf_norm) else 0.0)
+        pooled = seen.digest.pooled
+        inf_norms = seen.digest.inf_norms.tolist()
+        figures = list(zip(pooled.count.tolist(), pooled.m2.tolist(), pooled.m4.tolist(), strict=True))
+        kurtoses = [m4 / n * ((n - 1) / m2) ** 2 for n, m2, m4 in figures if n > 1 and m2 > 0]
+        inf_norms = [inf_norms[sequence] for sequence in seen.filled]
+        self._take(*_summary(inf_norms), *_summary(kurtoses), max(inf_norms, default=0.0))
 
+    @override
     def merge(self, other: SequenceSummaries) -> None:
         self._take(
             other.count,
@@ -95,23 +99,25 @@ class SequenceSummaries(Stat["Observation"]):
             (self.kurtosis_m2 / (self.kurtosis_count - 1)) ** 0.5 if self.kurtosis_count > 1 else float("nan")
         )
 
+    @override
     def state(self) -> dict[str, Tensor]:
         return {
             key: torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
             for key, value in vars(self).items()
         }
 
+    @override
     def load_state(self, state: dict[str, Tensor]) -> None:
         for key, value in state.items():
             setattr(self, key, value.item())
 
 
-def _summary(values: Tensor) -> tuple[int, float, float]:
+def _summary(values: list[float]) -> tuple[int, float, float]:
     """Count, mean and sum of squared deviations."""
-    if not len(values):
+    if not values:
         return 0, 0.0, 0.0
-    mean = values.mean()
-    return len(values), float(mean), float(((values - mean) ** 2).sum())
+    mean = math.fsum(values) / len(values)
+    return len(values), mean, math.fsum((value - mean) ** 2 for value in values)
 
 
 def _chan(first: tuple[int, float, float], second: tuple[int, float, float]) -> tuple[int, float, float]:
