@@ -62,7 +62,7 @@ class Trial:
     recording: Recording
     linears: dict[str, Linear]
     norms: dict[str, tuple[Passage, Passage]]
-    small_norms: frozenset[str]
+    small_norms: tuple[str, ...]
 
 
 Value = TypeVar("Value")
@@ -163,7 +163,7 @@ def run_trial(
     width = hidden.shape[-1]
     linears: dict[str, Linear] = {}
     norms: dict[str, tuple[Passage, Passage]] = {}
-    small_norms = set()
+    small_norms = []
     for name in names[1:]:
         passages = recording.through(name)
         if passages is None:
@@ -175,8 +175,8 @@ def run_trial(
             if passages[0].value.shape[-1] == width:
                 norms[name] = passages
             else:
-                small_norms.add(name)
-    return Trial(block, entrance, exit_, recording, linears, norms, frozenset(small_norms))
+                small_norms.append(name)
+    return Trial(block, entrance, exit_, recording, linears, norms, tuple(small_norms))
 
 
 def _float32(value: Value) -> Value:
