@@ -29,8 +29,8 @@ class AttentionFlags(Stat["AttentionObservation"]):
         shortest: least length for that rule.
         epsilon: threshold of ``SinkRates``.
         sequences: [<= 64, 3] int64 (sequence id, whether judged by the first rule, by the second), ascending.
-        rows: [K, 4] int64 (sequence id, position, 1 where flagged by the first rule, number of heads for which
-            it is a sink).
+        rows: [K, 4] int64 (sequence id, position, 1 where flagged by the first rule, number of heads for
+            which it is a sink).
         left_out: [<= 64] int64 flagged keys of each sequence beyond ``KEYS_PER_SEQUENCE``.
     """
 

@@ -67,8 +67,8 @@ class Heads(Stat["AttentionObservation"]):
         keys: [C] keys of each class in ``valued_sequences``.
         value_norm: [G, C] sum over keys of the norm of their value vector.
         output_norm: [H] sum over queries of the norm of their row of A @ V.
-        output_ratio: [H] sum over ``written_sequences`` of the mean norm of the rows of A @ V over the norm of
-            the sequence's mean value vector (Bondarenko et al. 2023, section 3).
+        output_ratio: [H] sum over ``written_sequences`` of the mean norm of the rows of A @ V over the norm
+            of the sequence's mean value vector (Bondarenko et al. 2023, section 3).
     """
 
     mass: float = 0.5

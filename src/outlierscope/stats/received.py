@@ -23,8 +23,8 @@ PLAIN = ("sequences", "keys", "raw", "alpha")
 class ReceivedMass(Stat["AttentionObservation"]):
     """Received attention of one layer; dear. Sequences with non-finite values are left out.
 
-    With A the pattern of a head, ``raw`` is c_k = sum_i A[i, k] (An et al. 2025) and ``alpha`` is c_k over how
-    many queries can see k (Gu et al. 2024, section 3).
+    With A the pattern of a head, ``raw`` is c_k = sum_i A[i, k] (An et al. 2025) and ``alpha`` is c_k over
+    how many queries can see k (Gu et al. 2024, section 3).
 
     Attributes:
         sequences: sequences seen.

@@ -41,8 +41,8 @@ class SinkRates(Stat["AttentionObservation"]):
     """Keys with alpha_k > epsilon, judged per sequence and head; dear. Gu et al. 2024, section 3.
 
     alpha_k is the received mass of key k over the number of queries that can see it. Causal layers are judged
-    on the first ``CORNER`` (64) real tokens of each sequence, which is what a pass over these alone would give;
-    shorter sequences are not judged. Other layers are judged on whole sequences.
+    on the first ``CORNER`` (64) real tokens of each sequence, which is what a pass over these alone would
+    give; shorter sequences are not judged. Other layers are judged on whole sequences.
 
     Keys that hardly any query can see are not judged (``LEAST_QUERIES``, ``LEAST_SHARE``): at the end of a
     causal window keys pass any threshold on some sequences (the last one is seen by one query).
@@ -50,7 +50,7 @@ class SinkRates(Stat["AttentionObservation"]):
     Attributes:
         epsilons: thresholds, ascending.
         sequences: sequences judged.
-        whole_windows: those among them that were judged on all their tokens.
+        whole_windows: those among them that were judged on all their tokens, in layers that are not causal.
         short: sequences not judged because they have fewer than 64 tokens in a causal layer.
         unseen: sequences not judged because no key is visible to enough queries.
         with_sink: [E, H] int64 sequences with at least one key above the threshold.
@@ -58,9 +58,9 @@ class SinkRates(Stat["AttentionObservation"]):
         alpha: [H, BUCKETS] float64 sum of alpha over judged keys by bucket of their position.
         keys: [BUCKETS] int64 judged keys.
         positions: [E, H, BUCKETS] int64 keys above the threshold.
-        pairs: per (epsilon index, head, token class, token id) the number of keys above the threshold, with the
-            sums of their alpha and of their value drain (norm(v_k) over the sequence's median; NaN where values
-            are not at hand); token id -1 where positions have no token.
+        pairs: per (epsilon index, head, token class, token id) the number of keys above the threshold, with
+            the sums of their alpha and of their value drain (norm(v_k) over the sequence's median; NaN where
+            values are not at hand); token id -1 where positions have no token.
     """
 
     epsilons: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -104,7 +104,7 @@ class SinkRates(Stat["AttentionObservation"]):
             self.unseen += 1
             return
         self.sequences += 1
-        self.whole_windows += not seen.causal or len(visible) == int(seen.real[sequence].sum())
+        self.whole_windows += not seen.causal
         heads, length = alpha.shape
         bucket = position_bucket(torch.arange(length))  # [K]
         alpha = alpha * visible
