@@ -75,7 +75,8 @@ def prose_paragraphs(text: str) -> Iterator[str]:
     ['It says that a rule named a can be replaced wherever it occurs by another one, which is named b.']
     """
     for block in re.split(r"\n\s*\n", textwrap.dedent(text)):
-        line = re.sub(r"^(\* |\d+\. )", "", " ".join(block.split())).replace("*", "")
+        line = re.sub(r"^(\* |\d+\. )", "", " ".join(block.split()))
+        line = re.sub(r"\*{1,2}(\w[^*]*)\*{1,2}", r"\1", line)  # emphasis
         words = line.split()
         plain = sum(word.strip(".,;:!?()\"'’").isalpha() for word in words)
         if (

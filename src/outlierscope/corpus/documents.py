@@ -26,6 +26,9 @@ BLOCK_CHARACTERS = 65_536
 HASHED_BYTES = 256 * 2**20
 """Files up to this size are hashed as a whole; of larger ones the size, the beginning and the end count."""
 
+SAMPLED_BYTES = 32 * 2**20
+"""How much of the beginning and of the end."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -123,7 +126,7 @@ class JsonLines:
 
     def _cell(self, line: str, place: str) -> object:
         try:
-            row = json.loads(line)
+            row = json.loads(line.strip())
         except (json.JSONDecodeError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
             raise UserError(f"{place}: broken JSON ({reason}); every line must hold one object") from None
@@ -235,8 +238,8 @@ def file_fingerprint(path: Path) -> str:
                 digest.update(block)
         else:
             digest.update(str(size).encode())
-            digest.update(file.read(2**25))
-            file.seek(-(2**25), 2)
+            digest.update(file.read(SAMPLED_BYTES))
+            file.seek(max(0, size - SAMPLED_BYTES))
             digest.update(file.read())
     return digest.hexdigest()
 

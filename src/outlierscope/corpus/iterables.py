@@ -65,8 +65,9 @@ class GivenDocuments:
         items = self._kept if self._rest is not None else self._items
         for index, item in enumerate(items):
             for document in _documents(item, f"{self._title}[{index}]"):
-                content = "".join(document.blocks) if document.token_ids is None else repr(document.token_ids)
-                digest.update(f"{len(content)}:{content}".encode())
+                is_text = document.token_ids is None
+                content = "".join(document.blocks) if is_text else repr(document.token_ids)
+                digest.update(f"{is_text}:{len(content)}:{content}".encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def given_pictures(items: Iterable[Any]) -> list[Path | Image]:
     pictures: list[Path | Image] = []
     for index, item in enumerate(items):
         if isinstance(item, (str, Path)):
+            if not Path(item).is_file():
+                raise UserError(f"pictures[{index}]: no such file: {item}")
             pictures.append(Path(item))
         elif isinstance(item, PIL.Image.Image):
             pictures.append(item)

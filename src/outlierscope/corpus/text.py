@@ -13,7 +13,7 @@ import torch
 from outlierscope.corpus.batch import TEXT_CLASSES, Batch
 from outlierscope.corpus.batching import Sampling, gathered
 from outlierscope.corpus.iterables import GivenDocuments
-from outlierscope.corpus.token_classes import class_table, text_classes, vocabulary_pieces
+from outlierscope.corpus.token_classes import OTHER, class_table, text_classes, vocabulary_pieces
 from outlierscope.corpus.tokenization import SpecialTokens, space_rule, special_tokens
 from outlierscope.corpus.windows import LEAST_CONTENT, Window, content_windows, framed
 from outlierscope.errors import UserError
@@ -90,7 +90,7 @@ class TextCorpus:
                 raise UserError("--bos needs the model's tokenizer, and this model comes without one")
             self._special = SpecialTokens((), ())
             self._join = None
-            self._table = torch.zeros(0, dtype=torch.uint8)
+            self._table = torch.full((1,), OTHER, dtype=torch.uint8)
             self._pieces: list[str] = []
             self._pad = 0
         else:
