@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from outlierscope.criteria.finding import Finding
 from outlierscope.criteria.heads import head_of
 from outlierscope.criteria.located import class_name, sampling, strongest
-from outlierscope.criteria.noise import FP8_E4M3
 
 if TYPE_CHECKING:
     from outlierscope.criteria.criterion import Evidence
@@ -31,11 +30,12 @@ def range_rows(
     largest = -1.0
     seen: set[Site] = set()
     for place in evidence.anatomy.sites(*sites):
-        site = evidence.anatomy.canonical(place)
-        moments = evidence.stat(site, "moments")
-        if site in seen or moments is None:
+        canonical = evidence.anatomy.canonical(place)
+        moments = evidence.stat(canonical, "moments")
+        if canonical in seen or moments is None:
             continue
-        seen.add(site)
+        seen.add(canonical)
+        site = canonical if canonical.name in sites else place
         nonfinite = int(moments.nonfinite)
         absmax = float(moments.absmax().max()) if int(moments.count) else 0.0
         ratio = math.inf if nonfinite else absmax / form.largest
@@ -104,8 +104,6 @@ def input_rows(
                 "range_without_class": range_without_class(evidence, site),
             },
         )
-        if item.scheme == "fp8_e4m3":
-            finding.extra["unscaled_overflow"] = item.absmax > FP8_E4M3.largest
         peak = strongest(evidence, site)
         if peak:
             peak.place(finding, evidence)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from outlierscope.criteria.criterion import NotApplied, Requirement
 from outlierscope.criteria.format_rows import input_rows, range_rows
 from outlierscope.criteria.linear_inputs import rank_inputs
-from outlierscope.criteria.noise import BFLOAT16, FLOAT16
+from outlierscope.criteria.noise import BFLOAT16, FLOAT16, FP8_E4M3, FP8_E5M2
 from outlierscope.model.sites import LINEAR_INPUTS
 from outlierscope.stats.extremes import Extremes
 from outlierscope.stats.histogram import LogHistogram, TokenAbsmax
@@ -82,23 +82,24 @@ class RangeCriterion:
     kind: ClassVar[Kind] = "format"
     source: ClassVar[str] = "largest finite number of the format; the words are ruled in docs/rules.md"
     form: ClassVar[FloatFormat]
+    sites: ClassVar[tuple[str, ...]] = RANGE_SITES
 
     headroom: float = 4.0
     least_tokens: int = 256
 
     def requires(self) -> Iterable[Requirement]:
         """Ranges, and where their ends stand."""
-        return (Requirement(RANGE_SITES, Moments), Requirement(RANGE_SITES, Extremes))
+        return (Requirement(self.sites, Moments), Requirement(self.sites, Extremes))
 
     def verdict(self, evidence: Evidence) -> Verdict | NotApplied:
         """The word with its causes."""
-        rows, largest = range_rows(evidence, self.name, RANGE_SITES, self.form, self.headroom)
+        rows, largest = range_rows(evidence, self.name, self.sites, self.form, self.headroom)
         if any((row.score or 0.0) > 1 for row in rows):
             return Verdict(self.name, "fails", largest, tuple(rows))
         if evidence.corpus.tokens < self.least_tokens:
-            return _too_few(self.name, evidence, self.least_tokens)
+            return _too_few(self.name, evidence.corpus.tokens, self.least_tokens)
         if largest < 0:
-            return NotApplied(self.name, "no site of the residual stream was observed")
+            return NotApplied(self.name, f"none of its sites was observed ({', '.join(self.sites)})")
         return Verdict(self.name, "at risk" if rows else "fine", largest, tuple(rows))
 
     def findings(self, evidence: Evidence) -> Iterable[Finding | NotApplied]:
@@ -110,8 +111,8 @@ class RangeCriterion:
 class Float16(RangeCriterion):
     """float16 ends at 65,504.
 
-    A norm that squares in float16 overflows from 256 on (``extra["square_overflows_float16"]``); most compute in
-    float32, so that is a note and not part of the word.
+    A norm that squares in float16 overflows from 256 on (``extra["square_overflows_float16"]``); most norms
+    compute in float32, so that is a note and not part of the word.
     """
 
     name: ClassVar[str] = "float16"
@@ -164,7 +165,7 @@ class RoundingCriterion:
     def verdict(self, evidence: Evidence) -> Verdict | NotApplied:
         """The word with its causes."""
         if evidence.corpus.sampled_tokens < self.least_tokens:
-            return _too_few(self.name, evidence, self.least_tokens)
+            return _too_few(self.name, evidence.corpus.sampled_tokens, self.least_tokens)
         ranking = rank_inputs(evidence, self.name)
         if not ranking:
             return NotApplied(self.name, "no input of a linear layer was observed")
@@ -210,19 +211,28 @@ class Int8PerChannel(RoundingCriterion):
 
 
 class Fp8E4m3(RoundingCriterion):
-    """fp8 e4m3 with one scale per tensor, largest magnitude at 448.
-
-    Without a scale a cast ends at 448: ``extra["unscaled_overflow"]`` says where that would clip (or give
-    NaN).
-    """
+    """fp8 e4m3 with one scale per tensor that puts the largest magnitude at 448."""
 
     name: ClassVar[Scheme] = "fp8_e4m3"
 
 
-class Fp8E5m2(RoundingCriterion):
-    """fp8 e5m2 with one scale per tensor, largest magnitude at 57,344."""
+class Fp8E4m3Unscaled(RangeCriterion):
+    """fp8 e4m3 without a scale: a plain cast of the linear inputs ends at 448.
 
-    name: ClassVar[Scheme] = "fp8_e5m2"
+    Kernels that saturate clip there; PyTorch's own cast gives NaN.
+    """
+
+    name: ClassVar[str] = "fp8_e4m3_unscaled"
+    form: ClassVar[FloatFormat] = FP8_E4M3
+    sites: ClassVar[tuple[str, ...]] = LINEAR_INPUTS
+
+
+class Fp8E5m2Unscaled(RangeCriterion):
+    """fp8 e5m2 without a scale: a plain cast of the linear inputs ends at 57,344."""
+
+    name: ClassVar[str] = "fp8_e5m2_unscaled"
+    form: ClassVar[FloatFormat] = FP8_E5M2
+    sites: ClassVar[tuple[str, ...]] = LINEAR_INPUTS
 
 
 FORMATS: tuple[type[RangeCriterion] | type[RoundingCriterion], ...] = (
@@ -232,7 +242,8 @@ FORMATS: tuple[type[RangeCriterion] | type[RoundingCriterion], ...] = (
     Int8PerToken,
     Int8PerChannel,
     Fp8E4m3,
-    Fp8E5m2,
+    Fp8E4m3Unscaled,
+    Fp8E5m2Unscaled,
 )
 
 
@@ -250,5 +261,5 @@ def damage_per_layer(ranking: list[LinearInput]) -> float:
     return sum(item.damage for item in ranking) / max(len(layers), 1)
 
 
-def _too_few(name: str, evidence: Evidence, least: int) -> NotApplied:
-    return NotApplied(name, f"not enough data: {evidence.corpus.tokens} tokens, {least} needed")
+def _too_few(name: str, tokens: int, least: int) -> NotApplied:
+    return NotApplied(name, f"not enough data: {tokens} tokens, {least} needed")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from outlierscope.criteria.noise import (
     FP8_E4M3,
-    FP8_E5M2,
     INT8_LEVELS,
     Magnitudes,
     decibel,
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from outlierscope.criteria.criterion import Evidence
     from outlierscope.model.sites import Site
 
-Scheme = Literal["int8_per_tensor", "int8_per_token", "int8_per_channel", "fp8_e4m3", "fp8_e5m2"]
+Scheme = Literal["int8_per_tensor", "int8_per_token", "int8_per_channel", "fp8_e4m3"]
 
 ORDINARY_SHARE = 0.999
 """Magnitudes up to this quantile count as the ordinary signal.
@@ -90,9 +89,8 @@ def predict_input(evidence: Evidence, site: Site, scheme: Scheme) -> LinearInput
     elif scheme == "int8_per_channel":
         noise = per_channel_noise(moments.absmax(), moments.rms() ** 2)
     else:
-        form = FP8_E4M3 if scheme == "fp8_e4m3" else FP8_E5M2
         # One scale for the tensor, so that its largest magnitude falls on the largest number of the format.
-        noise = float_noise(magnitudes, form, scale=absmax / form.largest) if absmax else 0.0
+        noise = float_noise(magnitudes, FP8_E4M3, scale=absmax / FP8_E4M3.largest) if absmax else 0.0
     signal = magnitudes.mean_square()
     ordinary = magnitudes.up_to(ORDINARY_SHARE)
     return LinearInput(
