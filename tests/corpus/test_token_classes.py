@@ -5,6 +5,8 @@ import torch
 
 from outlierscope.corpus.batch import TEXT_CLASSES
 from outlierscope.corpus.token_classes import class_table, text_classes, vocabulary_pieces
+from outlierscope.corpus.tokenization import chunks, encode, space_rule, special_tokens
+from tests.corpus.conftest import SENTENCES
 
 # Pieces as each vocabulary writes them, chosen by hand, and the class that the definitions give them.
 EXPECTED = {
@@ -80,3 +82,29 @@ def test_words_and_delimiters_in_running_text(minilm_tokenizer):
     assert [piece for piece, kind in named if kind == "strong_delimiter"] == [",", ",", "."]
     assert named[0] == ("[CLS]", "initial")
     assert named[-1] == ("[SEP]", "special")
+
+
+@pytest.mark.slow
+def test_a_real_vocabulary_of_262144_tokens(gemma_folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gemma_folder)
+    names = vocabulary_pieces(tokenizer)
+    table = class_table(tokenizer, names)
+    vocabulary = tokenizer.get_vocab()
+    expected = {
+        "special": ["<bos>", "<eos>", "<pad>", "<unk>"],
+        "strong_delimiter": ["\n", "\n\n", ".", ",", ";", ":", "!", "?", "...", ").", "<0x0A>"],
+        "weak_semantic": ["▁▁", "▁the", "The", "▁of", "▁In", "▁a", "7", "▁and", "A"],
+        "other": ["the", "of", "▁house", "s", "(", "▁was", "<0xE2>", "字"],
+    }
+    found = {
+        kind: [piece for piece in pieces if TEXT_CLASSES[int(table[vocabulary[piece]])] == kind]
+        for kind, pieces in expected.items()
+    }
+    assert found == expected
+    assert special_tokens(tokenizer, causal=True, bos=None).prefix == (tokenizer.bos_token_id,)
+    pieces = list(chunks([SENTENCES * 5], space_rule(tokenizer), 200))
+    assert len(pieces) > 10
+    joined = [token for piece in pieces for token in encode(tokenizer, piece)]
+    assert joined == encode(tokenizer, SENTENCES * 5)
