@@ -6,8 +6,10 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from outlierscope.criteria.activation import Massive, SixSigma, SystematicActivation
+from outlierscope.criteria.attention import Sink, SystematicAttention
 from outlierscope.criteria.extreme_neuron import ExtremeNeuron
 from outlierscope.criteria.formats import FORMATS
+from outlierscope.criteria.idle_heads import NoOpHead, ValueDrain
 from outlierscope.criteria.int8_feature import Int8Feature
 from outlierscope.criteria.norm_weight import NormWeight
 from outlierscope.criteria.super_weight import SuperWeightCandidate
@@ -29,6 +31,10 @@ CRITERIA: tuple[type[Any], ...] = (
     WeightColumn,
     WeightRow,
     SuperWeightCandidate,
+    SystematicAttention,
+    Sink,
+    NoOpHead,
+    ValueDrain,
     *FORMATS,
 )
 

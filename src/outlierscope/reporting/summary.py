@@ -83,7 +83,7 @@ def summarize(scan: Scan) -> Summary:
         verdict=_verdict(formats, outliers, scan),
         formats=formats,
         outliers=outliers,
-        heads=head_lines(scan.evidence) if "attention" in scan.manifest["settings"]["only"] else [],
+        heads=head_lines(scan),
         read=_read(scan),
         not_observed=_not_observed(scan),
         files=[f"{scan.folder}/report.html to look at, {scan.folder}/findings.parquet to work with"] if scan.folder else [],
@@ -170,7 +170,7 @@ def _read(scan: Scan) -> list[str]:
         return [f"{counted(len(scan.evidence.weights), 'weight tensor')}, no text"]
     lines = [
         f"{counted(read['tokens'], 'token')} in {counted(read['sequences'], 'sequence')} of up to {read['longest']} "
-        f"from {corpus['source']}"
+        f"from {_source(corpus['source'])}"
     ]
     sampled = share(read["sampled_tokens"] / read["tokens"])
     if read["sampled_tokens"] == read["tokens"]:
@@ -205,6 +205,10 @@ def _next(scan: Scan, formats: list[FormatLine]) -> list[str]:
     if scan.manifest["read"]["sampled_tokens"] < scan.manifest["read"]["tokens"]:
         return [f"outlierscope scan {name} --data YOUR-OWN.jsonl --exact    the same on your own text, nothing sampled"]
     return [f"outlierscope scan {name} --data YOUR-OWN.jsonl --tokens 200000    the same on your own text"]
+
+
+def _source(source: dict[str, str | None]) -> str:
+    return str(source.get("path") or source.get("title") or source.get("kind"))
 
 
 def _site(finding: Finding) -> str:

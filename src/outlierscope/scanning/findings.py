@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from outlierscope.criteria.finding import Finding
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from outlierscope.criteria.finding import Finding
 
 SCHEMA = pa.schema(
     [
@@ -47,6 +48,14 @@ SCHEMA = pa.schema(
 def to_table(findings: Iterable[Finding]) -> pa.Table:
     """Findings as a table, one row each, in the given order."""
     return pa.Table.from_pylist([finding.row_values() for finding in findings], schema=SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[Finding]:
+    """The inverse of ``to_table``."""
+    return [
+        Finding(**row | {"rule": json.loads(row["rule"]), "extra": json.loads(row["extra"])})
+        for row in table.to_pylist()
+    ]
 
 
 def to_parquet(table: pa.Table) -> bytes:
