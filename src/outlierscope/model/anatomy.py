@@ -42,7 +42,8 @@ class AttentionPlace:
         key_value_heads: number of key and value heads.
         head_dim: dims of one value head, so that ``z`` has ``heads * head_dim`` dims.
         causal: whether a query sees only keys at or before its own position.
-        window: sliding window in tokens, or ``None`` for full attention.
+        window: sliding window in tokens as the family states it, or ``None`` for full attention. Causal: a query
+            sees itself and ``window - 1`` keys before; bidirectional: keys up to ``window`` away on either side.
     """
 
     module: str
@@ -98,6 +99,10 @@ class LayerAnatomy:
     matrices: list[Matrix] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     identities: dict[str, float] = field(default_factory=dict)
+
+    def observed_attention(self) -> set[str]:
+        """``pattern`` where the block attends: an attention observer sees it, not a tap."""
+        return {"pattern"} if self.attention else set()
 
 
 @dataclass
@@ -165,7 +170,8 @@ class Anatomy:
         for stack in self.stacks.values():
             candidates = [(None, name) for name in stack.taps.keys() | stack.aliases.keys()]
             for layer in stack.layers:
-                candidates += [(layer.index, name) for name in layer.taps.keys() | layer.aliases.keys()]  # type: ignore[misc]
+                names_of_layer = layer.taps.keys() | layer.aliases.keys() | layer.observed_attention()
+                candidates += [(layer.index, name) for name in names_of_layer]  # type: ignore[misc]
             found += [
                 Site(stack.name, index, name) for index, name in candidates if not names or name in names
             ]
