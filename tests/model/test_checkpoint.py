@@ -108,10 +108,9 @@ def orientations(checkpoint):
 
 def test_orientation_from_shapes_and_siblings(tmp_path):
     found = orientations(open_checkpoint(save(tiny_gpt2(), tmp_path / "gpt2")))
-    matrices = {
-        name: oriented for name, oriented in found.items() if name.endswith("weight") and ".ln_" not in name
-    }
-    assert all(oriented.transposed and not oriented.assumed for oriented in matrices.values() if oriented)
+    matrices = [oriented for name, oriented in found.items() if "attn" in name or "mlp" in name]
+    assert len(matrices) == 8
+    assert all(oriented.transposed and not oriented.assumed for oriented in matrices)
     found = orientations(open_checkpoint(save(tiny_llama(), tmp_path / "llama")))
     assert not any(oriented.transposed or oriented.assumed for oriented in found.values())
 
@@ -201,3 +200,34 @@ def test_describe_is_plain(tmp_path):
     assert json.loads(json.dumps(described)) == described
     assert described["parameters"] == sum(item.numel() for item in tiny_llama().parameters())
     assert (described["class"], described["dtype"]) == ("LlamaForCausalLM", "F32")
+
+
+@pytest.mark.slow
+def test_gemma(gemma_folder):
+    tensors = load_file(gemma_folder / "model.safetensors")
+    checkpoint = open_checkpoint(gemma_folder)
+    found = {summary.parameter: summary for summary in checkpoint.summaries()}
+    roles = [summary.role for summary in found.values()]
+    assert {role: roles.count(role) for role in set(roles)} == {
+        **dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), 18),
+        "norm": 18 * 6 + 1,
+    }
+    assert checkpoint.describe()["notes"]["orientation_assumed"] == []
+    for name, summary in found.items():
+        if summary.role != "norm":
+            magnitude = tensors[name].double().abs()
+            for ratio, dim in ((summary.column_ratio, 0), (summary.row_ratio, 1)):
+                torch.testing.assert_close(
+                    ratio.double(), magnitude.amax(dim) / magnitude.mean(dim), rtol=1e-6, atol=0.0
+                )
+    proved = {
+        summary.parameter: summary for summary in summarize_weights(load(gemma_folder, dtype="float32"))
+    }
+    assert set(proved) == set(found)
+    for name, summary in proved.items():
+        assert (summary.role, summary.layer, summary.stack) == (
+            found[name].role,
+            found[name].layer,
+            "decoder",
+        )
+        assert same_tensors(summary, found[name]), name
