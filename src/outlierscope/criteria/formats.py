@@ -219,7 +219,7 @@ class Fp8E4m3(RoundingCriterion):
 class Fp8E4m3Unscaled(RangeCriterion):
     """fp8 e4m3 without a scale: a plain cast of the linear inputs ends at 448.
 
-    Kernels that saturate clip there; PyTorch's own cast gives NaN.
+    Some kernels clip there, others give NaN.
     """
 
     name: ClassVar[str] = "fp8_e4m3_unscaled"

@@ -174,8 +174,8 @@ def float_noise(magnitudes: Magnitudes, form: FloatFormat, scale: float = 1.0) -
     """Mean squared error per element of a cast of x / scale to a float format and back.
 
     Relative steps are 2^-mantissa_bits of the binade; below the smallest normal number the step stays what it
-    is there, so that small values underflow. Magnitudes above the largest number are clipped to it
-    (saturating kernels; PyTorch's own cast to float8_e4m3fn gives NaN instead).
+    is there, so that small values underflow. Magnitudes above the largest number are clipped to it (some
+    kernels give NaN instead).
     """
     lower, upper = magnitudes.lower / scale, magnitudes.upper / scale
     middle = (lower + upper) / 2
