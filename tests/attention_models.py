@@ -360,7 +360,6 @@ def gpt_neo() -> tuple[nn.Module, Anatomy]:
         route="returned",
         z_reader="out_proj",
         value_matrix=("v", "v_proj"),
-        window=6,
     )
 
 

@@ -70,7 +70,8 @@ class AttentionObserver:
                 if layer.attention.route == "registry":
                     eager_function(attention)
                     # Layers that share their weights share the module, and call it in turn.
-                    self._registry.setdefault(attention, RegistryWatch()).sites.append(site)
+                    watch = self._registry.setdefault(attention, RegistryWatch(layer.attention.causal))
+                    watch.sites.append(site)
                 else:
                     z = self._anatomy.canonical(Site(stack.name, layer.index, "z"))
                     tapped = self._anatomy.has(z)
@@ -81,8 +82,8 @@ class AttentionObserver:
         for config in self._configs():
             self._saved.append((config, config._attn_implementation_internal, config._output_attentions))
         WATCHED.update(self._registry)
-        for watch in self._returned.values():
-            watch.attach()
+        for returned in self._returned.values():
+            returned.attach()
         tapped_sites = [z for z in self._returned if self._anatomy.has(z)]
         if tapped_sites:
             self._taps = Taps(self._module, self._anatomy, tapped_sites, self._take_z)
@@ -93,8 +94,8 @@ class AttentionObserver:
         self._restore()
         for attention in self._registry:
             WATCHED.pop(attention, None)
-        for watch in self._returned.values():
-            watch.detach()
+        for returned in self._returned.values():
+            returned.detach()
         if self._taps is not None:
             self._taps.remove()
         self._forget()
@@ -102,10 +103,10 @@ class AttentionObserver:
     def begin(self, batch: Batch) -> None:
         """Get ready for the forward pass of a batch: exact where it is dear, the model's own otherwise."""
         now = AttentionPass(batch, self._consume, self._on_block, self.unobserved) if batch.dear else None
-        for registry_watch in self._registry.values():
-            registry_watch.begin_pass(now)
-        for watch in self._returned.values():
+        for watch in self._registry.values():
             watch.begin_pass(now)
+        for returned in self._returned.values():
+            returned.begin_pass(now)
         self._restore()
         if batch.dear:
             for config, _, _ in self._saved:
@@ -125,7 +126,7 @@ class AttentionObserver:
 
     def _configs(self) -> list[Any]:
         """The configurations by which the observed modules attend, and by which their masks are made."""
-        attentions = set(self._registry) | {watch.attention for watch in self._returned.values()}
+        attentions = set(self._registry) | {returned.attention for returned in self._returned.values()}
         found: dict[int, Any] = {}
         for part in self._module.modules():
             config = getattr(part, "config", None)

@@ -42,7 +42,7 @@ class AttentionPass:
         self._tokens: dict[torch.device, AttentionTokens] = {}
         # Layers are handed the same mask: what it says is worked out once. The mask is kept so that no other
         # tensor can come by its id.
-        self._by_mask: dict[int, tuple[Tensor | None, Visibility]] = {}
+        self._by_mask: dict[tuple[int, bool], tuple[Tensor | None, Visibility]] = {}
         self._by_rule: dict[tuple[bool, int | None], Visibility] = {}
 
     def tokens(self, device: torch.device) -> AttentionTokens:
@@ -51,12 +51,15 @@ class AttentionPass:
             self._tokens[device] = AttentionTokens(self.batch, device)
         return self._tokens[device]
 
-    def masked(self, site: Site, mask: Tensor | None, heads: int, device: torch.device) -> AttentionReduction:
+    def masked(
+        self, site: Site, heads: int, device: torch.device, *, mask: Tensor | None, causal: bool
+    ) -> AttentionReduction:
         """A reduction for a layer whose mask is at hand."""
         tokens = self.tokens(device)
-        if id(mask) not in self._by_mask:
-            self._by_mask[id(mask)] = (mask, Visibility.from_mask(mask, tokens))
-        return AttentionReduction(site, tokens, self._by_mask[id(mask)][1], heads)
+        key = (id(mask), causal)
+        if key not in self._by_mask:
+            self._by_mask[key] = (mask, Visibility.from_mask(mask, tokens, causal=causal))
+        return AttentionReduction(site, tokens, self._by_mask[key][1], heads)
 
     def ruled(
         self, site: Site, heads: int, device: torch.device, *, causal: bool, window: int | None

@@ -21,8 +21,10 @@ class RegistryWatch:
 
     Attributes:
         sites: ``pattern`` of the layers that call the module, in their order.
+        causal: whether these layers hide later keys.
     """
 
+    causal: bool
     sites: list[Site] = field(default_factory=list)
     _pass: AttentionPass | None = None
     _calls: int = 0
@@ -47,7 +49,7 @@ class RegistryWatch:
             site, sequences, queries, key.shape[2]
         ):
             return False
-        self._reduction = self._pass.masked(site, mask, heads, query.device)
+        self._reduction = self._pass.masked(site, heads, query.device, mask=mask, causal=self.causal)
         return True
 
     def block(self, sequences: slice, queries: slice, pattern: Tensor) -> None:

@@ -103,7 +103,10 @@ class ReturnedWatch:
     def _reduce(self, now: AttentionPass, weights: Tensor) -> None:
         heads, length = weights.shape[1:3]
         place = self._place
-        reduction = now.ruled(self._site, heads, weights.device, causal=place.causal, window=place.window)
+        window = place.window
+        if window is None and place.causal:
+            window = _window_seen(weights, now.batch.real.to(weights.device))
+        reduction = now.ruled(self._site, heads, weights.device, causal=place.causal, window=window)
         for sequence in range(len(weights)):
             rows, queries = slice(sequence, sequence + 1), slice(0, length)
             reduction.add(rows, queries, weights[rows])
@@ -129,3 +132,15 @@ class ReturnedWatch:
                 values = proved_values(self._projected, self._place, self._some_rows, outputs[0, first:])
         self._pass.consume(self._reduction.finish(values, outputs, sums_to_one=True))
         self._reduction = self._projected = self._z = self._some_rows = None
+
+
+def _window_seen(weights: Tensor, real: Tensor) -> int | None:
+    """Tokens of the sliding window outside of which no query of a causal layer has any weight at all.
+
+    Masked weights are 0 exactly; that others are as well, in all heads and at all queries, is next to
+    impossible.
+    """
+    strongest = weights.amax(1).masked_fill(~real[:, :, None], 0).amax(0)  # [Q, K]
+    query, key = (strongest > 0).nonzero(as_tuple=True)
+    farthest = int((query - key).max()) + 1 if len(query) else 0
+    return farthest if 0 < farthest < int(real.sum(1).max()) else None

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from outlierscope.errors import ProofError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -73,23 +75,27 @@ class Visibility:
     corner_seen_by: Tensor
 
     @classmethod
-    def from_mask(cls, mask: Tensor | None, tokens: AttentionTokens) -> Visibility:
+    def from_mask(cls, mask: Tensor | None, tokens: AttentionTokens, *, causal: bool) -> Visibility:
         """From a mask as eager attention takes it.
 
         Args:
             mask: [1 or B, 1 or H, T, T]; added to the logits (very negative where a key is hidden) or bool
                 (true where it is visible); ``None`` when every query sees every key.
             tokens: the batch.
+            causal: whether the layer is known to hide later keys.
+
+        Raises:
+            ProofError: when the mask of a causal layer shows later keys.
         """
         seen_by, visible, corner = [], [], []
-        causal = True
         for sequence, real in enumerate(tokens.real):  # [T]
             sees = real[:, None] & real  # [Q, K]
             if mask is not None:
                 rows = mask[min(sequence, len(mask) - 1)]  # [1 or H, Q, K]
                 # Half of the lowest value: masks may carry a bias beside it (ALiBi), never as large as that.
                 sees &= (rows if rows.dtype == torch.bool else rows > torch.finfo(rows.dtype).min / 2).any(0)
-            causal = causal and not bool(sees.triu(1).any())
+            if causal and bool(sees.triu(1).any()):
+                raise ProofError("a layer that is causal by its anatomy lets queries see later keys")
             seen_by.append(sees.sum(0))
             visible.append(sees.sum(1))
             first = tokens.query_weights[sequence, 1].bool()  # [T]
@@ -108,4 +114,4 @@ class Visibility:
             sees &= distance >= 0
         if window is not None:
             sees &= distance.abs() < window if causal else distance.abs() <= window // 2
-        return cls.from_mask(sees[None, None], tokens)
+        return cls.from_mask(sees[None, None], tokens, causal=causal)
