@@ -186,8 +186,8 @@ def _sums(
     sums = from_shifted(fast.sum(), shift, powers.sum(1))
     pooled, terms = pool_shifted(fast, shift, powers)
     pooled.count = counts * len(shift)
-    cancelled = (pooled.m4 < CANCELLED * terms).nonzero().flatten().tolist()
-    for sequence in dict.fromkeys(overflown + cancelled):
+    poor = (pooled.m4 < CANCELLED * terms) | (pooled.m2 < TINY_VARIANCE * pooled.count)
+    for sequence in dict.fromkeys(overflown + poor.nonzero().flatten().tolist()):
         start, stop = order.bounds[sequence : sequence + 2]
         rows = order.rows[start:stop]
         exact = PowerSums.of(flat.index_select(0, rows.to(flat.device)).cpu().double())  # [d]

@@ -114,6 +114,7 @@ def over_dims(sums: PowerSums) -> PowerSums:
     """All dims of [d] sums with one count together: 0-d."""
     n = sums.count
     mean = sums.mean.mean()
+    mean = mean + (sums.mean - mean).mean()  # exact where all are equal
     delta = sums.mean - mean
     square = delta * delta
     return PowerSums(

@@ -143,6 +143,5 @@ def least_mean_abs(seen: Observation) -> torch.Tensor:
     square = mean * mean
     second_raw = variance + square
     fourth_raw = fourth + 4 * third * mean + 6 * variance * square + square * square
-    return (second_raw * (second_raw / fourth_raw).sqrt() * second_raw.sqrt()).nan_to_num(0.0, 0.0, 0.0) * (
-        1 - 1e-5
-    )
+    least = second_raw * (second_raw / fourth_raw).sqrt()
+    return least.nan_to_num(0.0, 0.0, 0.0) * (1 - 1e-5)
