@@ -8,6 +8,7 @@ from torch import nn
 from outlierscope.errors import UserError
 from outlierscope.model.discovery import discover
 from outlierscope.model.example_inputs import example_inputs
+from outlierscope.model.layers import is_causal
 from outlierscope.model.sites import Site
 from outlierscope.model.taps import Taps
 from tests.model.families import BY_NAME, FAMILIES, GROUPED, IMAGE, TEXT
@@ -137,6 +138,31 @@ def test_z_is_the_weights_of_transformers_times_the_values(name, values):
         assert_near(seen[1], (pattern @ value).transpose(1, 2).flatten(2))
 
 
+@pytest.mark.parametrize(
+    ("name", "query", "key", "value"),
+    [
+        ("bert", "attention.self.query", "attention.self.key", "attention.self.value"),
+        ("llama", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("mpnet", "attention.attn.q", "attention.attn.k", "attention.attn.v"),
+        ("gpt-j", "attn.q_proj", "attn.k_proj", "attn.v_proj"),
+        ("gpt-neo", "attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
+        ("deberta-v2", *(f"attention.self.{part}_proj" for part in ("query", "key", "value"))),
+    ],
+)
+def test_queries_keys_and_values_are_told_apart(name, query, key, value):
+    for layer in next(iter(discover(BY_NAME[name].build()).stacks.values())).layers:
+        modules = {matrix.role: matrix.module for matrix in layer.matrices}
+        assert [modules[role].removeprefix(f"{layer.module}.") for role in "qkv"] == [query, key, value]
+
+
+def test_a_pattern_is_causal_when_no_later_key_is_seen():
+    pattern = torch.rand(1, 2, 5, 5).tril()
+    assert is_causal(pattern)
+    pattern[0, 1, 3, 4] = 1e-9
+    assert not is_causal(pattern)
+    assert not is_causal(torch.rand(1, 2, 5, 6).tril())
+
+
 def test_gate_activation_and_up():
     model = BY_NAME["llama"].build()
     anatomy = discover(model)
@@ -221,7 +247,9 @@ def test_nothing_of_the_model_is_changed():
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(5)
     random_state = torch.get_rng_state()
+    threads = torch.get_num_threads()
     discover(model)
+    assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), random_state)
     assert [part.training for part in model.modules()] == modes
     assert model.config._attn_implementation == "sdpa"

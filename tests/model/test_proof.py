@@ -96,6 +96,18 @@ def test_a_residual_stream_with_a_gap_is_refused(llama):
         prove_block(llama, Proposal((first,)))
 
 
+def test_terms_may_not_be_moved_to_another_base(llama):
+    """The sum itself would hold; the stream would not run through it."""
+    hidden = llama.recording.read(LLAMA_MIDDLE)
+    assert prove_sum(
+        "post", llama.recording.read(llama.exit), {"m": llama.recording.read(LLAMA_MLP), "b": hidden}
+    )
+    first = Addition(llama.entrance, {"attn_out": LLAMA_ATTENTION}, LLAMA_MIDDLE, LLAMA_MIDDLE)
+    second = Addition(LLAMA_MLP, {"mlp_out": LLAMA_MIDDLE}, llama.exit, llama.exit)
+    with pytest.raises(ProofError, match="base of mlp_out: two tensors that should be the same differ"):
+        prove_block(llama, Proposal((first, second)))
+
+
 def test_a_result_that_no_norm_gave_is_refused():
     trial = trial_of(BY_NAME["bert"].build())
     prefix = "encoder.layer.1"

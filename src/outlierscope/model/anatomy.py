@@ -42,8 +42,8 @@ class AttentionPlace:
         key_value_heads: number of key and value heads.
         head_dim: dims of one value head, so that ``z`` has ``heads * head_dim`` dims.
         causal: whether a query sees only keys at or before its own position.
-        window: sliding window in tokens as the family states it, or ``None`` for full attention. Causal: a query
-            sees itself and ``window - 1`` keys before; bidirectional: keys up to ``window`` away on either side.
+        window: sliding window in tokens as the family states it, or ``None`` for full attention. Causal: a
+            query sees itself and ``window - 1`` keys before; bidirectional: up to ``window`` on either side.
     """
 
     module: str

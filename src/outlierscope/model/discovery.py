@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from outlierscope.model.recording import Recording
 
 
+FEW_PARAMETERS = 2**30
+"""Below this, threads cost more than they give on a few tokens (twenty times the time on a busy machine)."""
+
+
 def discover(module: nn.Module) -> Anatomy:
     """Find and prove the anatomy of a model.
 
@@ -35,10 +39,14 @@ def discover(module: nn.Module) -> Anatomy:
         UserError: where no input can be made for the model.
     """
     was_training = [part for part in module.modules() if part.training]
+    threads = torch.get_num_threads()
     module.eval()
+    if sum(parameter.numel() for parameter in module.parameters()) < FEW_PARAMETERS:
+        torch.set_num_threads(1)
     try:
         return _discover(module)
     finally:
+        torch.set_num_threads(threads)
         for part in was_training:
             part.training = True
 
