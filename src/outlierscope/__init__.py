@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from outlierscope.model.sites import Site as Site
     from outlierscope.scanning.run import scan as scan
     from outlierscope.scanning.scan import Scan as Scan
+    from outlierscope.scanning.settings import ScanSettings as ScanSettings
     from outlierscope.scanning.weights import scan_weights as scan_weights
 
 _HOMES = {
     "load": "outlierscope.model.load",
     "wrap": "outlierscope.model.load",
     "Site": "outlierscope.model.sites",
+    "ScanSettings": "outlierscope.scanning.settings",
     "scan": "outlierscope.scanning.run",
     "scan_weights": "outlierscope.scanning.weights",
     "Scan": "outlierscope.scanning.scan",

@@ -31,7 +31,12 @@ def restore_anatomy(described: dict[str, Any]) -> Anatomy:
 
 def _stack(described: dict[str, Any]) -> StackAnatomy:
     return StackAnatomy(
-        **described | _places(described) | {"layers": [_layer(layer) for layer in described["layers"]]}
+        **described
+        | _places(described)
+        | {
+            "layers": [_layer(layer) for layer in described["layers"]],
+            "matrices": [Matrix(**matrix) for matrix in described["matrices"]],
+        }
     )
 
 

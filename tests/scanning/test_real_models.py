@@ -1,0 +1,83 @@
+"""What a scan must find in real models, and must not find in the healthy one."""
+
+import pytest
+
+import outlierscope as osc
+
+
+def rows(scan, criterion):
+    return [row for row in scan.findings.to_pylist() if row["criterion"] == criterion]
+
+
+def test_minilm_full_stop_and_cls(minilm_folder):
+    scan = osc.scan(osc.load(minilm_folder), tokens=4096)
+    found = rows(scan, "six_sigma")
+    on_cls = {row["dim"] for row in found if row["token"] == "[CLS]"}
+    assert 99 in on_cls
+    stops = [row for row in found if '"token": "."' in row["extra"] and row["dim"] == 63]
+    assert stops, "dim 63 at full stops"
+    assert {row["layer"] for row in found if row["dim"] == 99} >= {0, 1, 2}
+    assert all(row["module"].startswith("encoder.layer.") for row in found)
+    assert not rows(scan, "massive")
+    assert not rows(scan, "float16")
+
+
+@pytest.mark.slow
+def test_stories_is_healthy(shared_model):
+    scan = osc.scan(osc.load(shared_model("stories260k")), tokens=200 * 64, length=64, exact=True)
+    assert scan.manifest["read"]["sampled_sequences"] >= 200
+    for criterion in ("massive", "sink", "systematic_activation", "systematic_attention"):
+        assert not rows(scan, criterion), criterion
+    largest = max(
+        float(scan.stat("resid_post", "moments", layer=layer).absmax().max()) for layer in range(5)
+    )
+    assert 10 < largest < 30
+    alphas = [
+        float((stat.largest_alpha / stat.sequences).max())
+        for layer in range(5)
+        for stat in [scan.stat("pattern", scan_sink_name(scan), layer=layer)]
+    ]
+    assert max(alphas) < 0.3
+
+
+def scan_sink_name(scan):
+    from outlierscope.criteria.attention import Sink
+
+    return Sink().stat().name
+
+
+@pytest.mark.slow
+def test_vit_dim_41_from_layer_7_on(shared_model, shared_data):
+    scan = osc.scan(osc.load(shared_model("vit-tiny-patch16-224")), shared_data("images"), tokens=16 * 197)
+    found = rows(scan, "massive")
+    assert {row["dim"] for row in found} == {41}
+    assert {row["layer"] for row in found} >= set(range(7, 11))
+    assert min(row["layer"] for row in found) >= 6
+    assert max(abs(row["value"]) for row in found) == pytest.approx(580, rel=0.15)
+    assert all(row["stack"] == "vision" and row["token_id"] is None for row in found)
+    assert {row["token_class"] for row in found} <= {"cls", "border", "inner"}
+
+
+@pytest.mark.slow
+def test_gemma_dims_400_and_163_at_bos(gemma_folder, shared_data):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    live = AutoModelForCausalLM.from_pretrained(gemma_folder)
+    model = osc.wrap(live, AutoTokenizer.from_pretrained(gemma_folder))
+    scan = osc.scan(model, shared_data("text", "wikitext2.valid.tokens").read_text()[:40_000].splitlines(), tokens=4096)
+    found = [row for row in rows(scan, "massive") if row["token"] == "<bos>"]
+    peaks = {}
+    for row in found:
+        peaks[row["dim"], row["layer"]] = row["value"]
+    assert abs(peaks[400, 0]) == pytest.approx(2984, rel=0.02)
+    assert abs(peaks[163, 3]) == pytest.approx(10_428, rel=0.02)
+    assert abs(peaks[163, 14]) == pytest.approx(103_800, rel=0.02)
+    assert abs(peaks[163, 16]) == pytest.approx(82_700, rel=0.02)
+    assert all(row["module"].startswith("model.layers.") for row in found)
+    sinks = [row for row in rows(scan, "sink") if row["token"] == "<bos>"]
+    assert max(row["value"] for row in sinks) > 0.7
+    overflow = rows(scan, "float16")
+    assert overflow[0]["dim"] == 163
+    assert overflow[0]["token"] == "<bos>"
+    assert overflow[0]["score"] > 1
+    assert not rows(scan, "bfloat16")
