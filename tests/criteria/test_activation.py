@@ -36,8 +36,7 @@ def test_six_sigma_names_planted_dim_token_and_class(noise):
     assert (finding.sequence, finding.position) == (1, 7)
     assert finding.token_id == int(batch.token_ids[1, 7])
     assert finding.token == f"<{finding.token_id}>"
-    assert finding.token_class == "strong_delimiter"
-    assert finding.extra["delimiter_share"] == 1.0
+    assert (finding.token_class, finding.extra["delimiter_share"]) == ("strong_delimiter", 1.0)
     assert finding.extra["top_tokens"][0]["count"] == 1
     assert finding.share_tokens == pytest.approx(2 / (2 * LENGTH))
     assert finding.share_sequences == 1.0
