@@ -24,7 +24,7 @@ GIBIBYTE = 1024**3
 HIDDEN, INTERMEDIATE, KEY_VALUE = 4096, 14336, 1024
 
 
-def write_checkpoint(folder: Path, gibibytes: float) -> None:
+def write_checkpoint(folder: Path, gibibytes: float) -> int:
     """A decoder of 4096 dims with as many layers as fit, one shard a layer."""
     import torch
     from safetensors.torch import save_file
@@ -46,7 +46,7 @@ def write_checkpoint(folder: Path, gibibytes: float) -> None:
     tensors = {}
     for name, shape in shapes.items():
         tensors[name] = (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for layer in range(layers):
         named = {f"model.layers.{layer}.{name}.weight": tensor for name, tensor in tensors.items()}
         file = f"model-{layer:05d}.safetensors"
@@ -55,6 +55,7 @@ def write_checkpoint(folder: Path, gibibytes: float) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": HIDDEN}
     (folder / "config.json").write_text(json.dumps(config))
+    return len(weight_map)
 
 
 def summarise(folder: Path) -> int:
@@ -77,9 +78,18 @@ def read(folder: Path) -> int:
     return tensors
 
 
-def measure(task: str, folder: Path) -> dict[str, float]:
-    """Run one task in a process of its own."""
-    command = [sys.executable, __file__, "--task", task, "--folder", str(folder)]
+def measure(task: str, folder: Path, gibibytes: float) -> dict[str, float]:
+    """Run one task in a process of its own (a small one's child: peak memory is inherited)."""
+    command = [
+        sys.executable,
+        __file__,
+        "--task",
+        task,
+        "--folder",
+        str(folder),
+        "--gibibytes",
+        str(gibibytes),
+    ]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measured
@@ -90,31 +100,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gibibytes", type=float, default=4.0)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--task", choices=("summarise", "read"), help=argparse.SUPPRESS)
+    parser.add_argument("--task", choices=("write", "summarise", "read"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:
         import outlierscope.scanning.weights  # noqa: F401  (imports do not count as time)
 
-        task = summarise if options.task == "summarise" else read
+        tasks = {
+            "write": lambda at: write_checkpoint(at, options.gibibytes),
+            "summarise": summarise,
+            "read": read,
+        }
         start = time.perf_counter()
-        tensors = task(options.folder)
+        tensors = tasks[options.task](options.folder)
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"seconds": seconds, "peak": peak, "tensors": tensors}))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_checkpoint(folder, options.gibibytes)
+        measure("write", folder, options.gibibytes)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         print(f"checkpoint: {size / GIBIBYTE:.2f} GiB in {len(list(folder.glob('*.safetensors')))} shards")
-        measure("read", folder)
-        pairs = [(measure("summarise", folder), measure("read", folder)) for _ in range(options.runs)]
+        measure("read", folder, options.gibibytes)
+        pairs = [
+            (measure("summarise", folder, options.gibibytes), measure("read", folder, options.gibibytes))
+            for _ in range(options.runs)
+        ]
     for index, name in enumerate(("summarise", "read")):
         times = [pair[index]["seconds"] for pair in pairs]
-        peak = max(pair[index]["peak"] for pair in pairs) / GIBIBYTE
+        highest = max(pair[index]["peak"] for pair in pairs) / GIBIBYTE
         spread = f"{min(times):.1f} to {max(times):.1f}"
-        print(f"{name}: {statistics.median(times):.1f} s ({spread}), peak {peak:.2f} GiB resident")
+        print(f"{name}: {statistics.median(times):.1f} s ({spread}), peak {highest:.2f} GiB resident")
     ratios = [first["seconds"] / second["seconds"] for first, second in pairs]
     print(f"time ratio: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from outlierscope.model.shards import TensorEntry, read_header, read_shards, som
 from outlierscope.model.source import find_source
 from outlierscope.model.tensor_names import TensorRole, read_tensor_name
 from outlierscope.model.versions import versions
+from outlierscope.model.workers import side_by_side
 from outlierscope.stats.weights import (
     MatrixScan,
     MatrixSummary,
@@ -47,6 +48,16 @@ FLOATING = {
 
 SAMPLED_BYTES = 256
 """Bytes at either end of each tensor that enter the fingerprint."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One matrix or norm to summarise; ``index`` is its place in a tensor of several matrices."""
+
+    entry: TensorEntry
+    place: WeightPlace
+    oriented: Oriented
+    index: int
 
 
 @dataclass(eq=False)
@@ -91,49 +102,52 @@ class Checkpoint:
         Raises:
             UserError: when a file ends early (it changed since its header was read).
         """
+        jobs: list[_Job] = []
         for entry, place, oriented in self.weights:
-            with entry.path.open("rb", buffering=0) as file:
-                if place.role == "norm":
-                    yield summarize_norm(self._read(file, entry, 0, entry.elements), place)
-                elif len(entry.shape) == 3:
-                    for expert in range(entry.shape[0]):
-                        of_expert = WeightPlace(**{**vars(place), "expert": expert})
-                        yield self._summarize(file, entry, of_expert, oriented, expert)
-                else:
-                    yield self._summarize(file, entry, place, oriented, 0)
+            if len(entry.shape) == 3:
+                jobs += [
+                    _Job(entry, replace(place, expert=expert), oriented, expert)
+                    for expert in range(entry.shape[0])
+                ]
+            else:
+                jobs.append(_Job(entry, place, oriented, 0))
+        return side_by_side(self._summarize, jobs)
 
-    def _summarize(
-        self, file: FileIO, entry: TensorEntry, place: WeightPlace, oriented: Oriented, index: int
-    ) -> MatrixSummary:
-        stored_rows, stored_columns = entry.shape[-2:]
-        out_size, in_size = (
-            (stored_columns, stored_rows) if oriented.transposed else (stored_rows, stored_columns)
-        )
-        scan = MatrixScan(out_size, in_size)
-        step = rows_per_block(stored_columns)
-        for start in range(0, stored_rows, step):
-            rows = min(step, stored_rows - start)
-            first = (index * stored_rows + start) * stored_columns
-            block = self._read(file, entry, first, rows * stored_columns).view(rows, stored_columns)
-            add_stored_rows(scan, block, start, transposed=oriented.transposed)
-        return scan.summary(place)
+    def _summarize(self, job: _Job) -> MatrixSummary:
+        entry, transposed = job.entry, job.oriented.transposed
+        with entry.path.open("rb", buffering=0) as file:
+            if job.place.role == "norm":
+                return summarize_norm(self._read(file, entry, 0, bytearray(entry.length)), job.place)
+            stored_rows, stored_columns = entry.shape[-2:]
+            rows_and_columns = (stored_columns, stored_rows) if transposed else (stored_rows, stored_columns)
+            scan = MatrixScan(*rows_and_columns)
+            step = rows_per_block(stored_columns)
+            row_bytes = stored_columns * FLOATING[entry.dtype].itemsize
+            buffer = bytearray(min(step, stored_rows) * row_bytes)
+            for start in range(0, stored_rows, step):
+                rows = min(step, stored_rows - start)
+                first = (job.index * stored_rows + start) * row_bytes
+                block = self._read(file, entry, first, memoryview(buffer)[: rows * row_bytes])
+                add_stored_rows(scan, block.view(rows, stored_columns), start, transposed=transposed)
+            return scan.summary(job.place)
 
-    def _read(self, file: FileIO, entry: TensorEntry, first: int, count: int) -> Tensor:
-        """``count`` elements from the ``first`` on, as a flat tensor.
+    def _read(self, file: FileIO, entry: TensorEntry, first: int, buffer: bytearray | memoryview) -> Tensor:
+        """Fill the buffer with a tensor's bytes from the ``first`` on; a flat tensor that shares its memory.
 
         Read rather than mapped: mapped pages would count as this process's memory.
         """
         dtype = FLOATING[entry.dtype]
-        buffer = bytearray(count * dtype.itemsize)
+        if not len(buffer):
+            return torch.empty(0, dtype=dtype)
         self.largest_block = max(self.largest_block, len(buffer))
-        file.seek(entry.begin + first * dtype.itemsize)
+        file.seek(entry.begin + first)
         view, filled = memoryview(buffer), 0
         while filled < len(buffer):
             got = file.readinto(view[filled:])
             if not got:
                 raise UserError(f"{entry.path} ends within tensor {entry.name}; was it changed meanwhile?")
             filled += got
-        return torch.frombuffer(buffer, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        return torch.frombuffer(buffer, dtype=dtype)
 
     def fingerprint(self) -> str:
         """SHA-256 over the config, every tensor's name, dtype and shape, and the bytes at its ends.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from outlierscope.model.workers import side_by_side
 from outlierscope.stats.weights import MatrixSummary, WeightPlace, summarize_matrix, summarize_norm
 
 if TYPE_CHECKING:
@@ -24,29 +25,39 @@ def summarize_weights(observed: ObservedModel) -> list[MatrixSummary]:
     """
     parameters = dict(observed.module.named_parameters(remove_duplicate=False))
     seen: set[int] = set()
-    summaries: list[MatrixSummary] = []
+    jobs: list[_Job] = []
     for stack in observed.anatomy.stacks.values():
         places = [(layer.index, matrix) for layer in stack.layers for matrix in layer.matrices]
         for index, matrix in [*places, *((None, matrix) for matrix in stack.matrices)]:
-            parameter = parameters[matrix.parameter]
-            if id(parameter) in seen:
+            parameter = parameters[matrix.parameter].detach()
+            if id(parameters[matrix.parameter]) in seen:
                 continue
-            seen.add(id(parameter))
+            seen.add(id(parameters[matrix.parameter]))
             name = observed.prefix + matrix.parameter
             if not parameter.is_floating_point():
                 observed.notes.setdefault("weights_packed", []).append(name)
                 continue
             place = WeightPlace(stack.name, index, matrix.role, observed.prefix + matrix.module, name)
-            summaries += _summarize(parameter, place, transposed=matrix.transposed)
-    return summaries
+            if parameter.ndim == 3:  # [experts, out, in]: the experts of a mixture in one parameter
+                jobs += [
+                    _Job(weight, replace(place, expert=expert), matrix.transposed)
+                    for expert, weight in enumerate(parameter)
+                ]
+            else:
+                jobs.append(_Job(parameter, place, matrix.transposed))
+    return list(side_by_side(_summarize, jobs))
 
 
-def _summarize(parameter: Tensor, place: WeightPlace, *, transposed: bool) -> list[MatrixSummary]:
-    if place.role == "norm":
-        return [summarize_norm(parameter, place)]
-    if parameter.ndim == 3:  # [experts, out, in]: the experts of a mixture in one parameter
-        return [
-            summarize_matrix(weight, replace(place, expert=expert), transposed=transposed)
-            for expert, weight in enumerate(parameter)
-        ]
-    return [summarize_matrix(parameter, place, transposed=transposed)]
+@dataclass(frozen=True)
+class _Job:
+    """One matrix or norm to summarise."""
+
+    weight: Tensor
+    place: WeightPlace
+    transposed: bool
+
+
+def _summarize(job: _Job) -> MatrixSummary:
+    if job.place.role == "norm":
+        return summarize_norm(job.weight, job.place)
+    return summarize_matrix(job.weight, job.place, transposed=job.transposed)

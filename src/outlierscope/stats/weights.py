@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-BLOCK_ELEMENTS = 2**20
-"""Entries of a matrix that are looked at together: 4 MiB as float32."""
+BLOCK_ELEMENTS = 2**18
+"""Entries of a matrix that are looked at together: 1 MiB as float32, so that they stay in cache."""
 
 
 @dataclass
@@ -84,6 +84,7 @@ class MatrixScan:
         self._column_lost = torch.zeros(columns, dtype=torch.int64, device=device)
         self._column_argmax = torch.zeros(columns, dtype=torch.int64, device=device)
         self._column_extreme = torch.zeros(columns, device=device)
+        self._room = torch.empty(0, device=device)
         self._row_top = torch.zeros(rows, device=device)
         self._row_sum = torch.zeros(rows, dtype=torch.float64, device=device)
         self._row_lost = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -91,23 +92,23 @@ class MatrixScan:
     def add(self, block: Tensor, row: int = 0, column: int = 0) -> None:
         """Take in one block of W [r, c], of any floating dtype, whose first entry is W[row, column]."""
         rows, columns = slice(row, row + block.shape[0]), slice(column, column + block.shape[1])
-        values = block.float()
-        magnitude = values.abs()
+        # The magnitudes have room of their own, as fresh memory for each block would cost more than the sums.
+        if self._room.numel() < block.numel():
+            self._room = torch.empty(block.numel(), device=block.device)
+        magnitude = self._room[: block.numel()].view(block.shape).copy_(block).abs_()  # [r, c]
         row_top = magnitude.amax(dim=1)  # [r]
         # A NaN or an infinity anywhere shows in its row's maximum.
         if not bool(row_top.isfinite().all()):
-            lost = ~values.isfinite()
+            lost = ~magnitude.isfinite()
             self._column_lost[columns] += lost.sum(dim=0)
             self._row_lost[rows] += lost.sum(dim=1)
-            values = values.masked_fill(lost, 0.0)
-            magnitude = values.abs()
-            row_top = magnitude.amax(dim=1)
+            row_top = magnitude.masked_fill_(lost, 0.0).amax(dim=1)
         self._row_top[rows] = torch.maximum(self._row_top[rows], row_top)
         self._row_sum[rows] += magnitude.sum(dim=1)
         self._column_sum[columns] += magnitude.sum(dim=0)
-        self._update_column_extremes(values, magnitude, row, column)
+        self._update_column_extremes(block, magnitude, row, column)
 
-    def _update_column_extremes(self, values: Tensor, magnitude: Tensor, row: int, column: int) -> None:
+    def _update_column_extremes(self, block: Tensor, magnitude: Tensor, row: int, column: int) -> None:
         block_top = magnitude.amax(dim=0)  # [c]
         # An argmax is much dearer than a maximum, and after the first blocks few columns have a new one.
         better = (block_top > self._column_top[column : column + len(block_top)]).nonzero()[:, 0]
@@ -116,7 +117,9 @@ class MatrixScan:
         place = magnitude[:, better].argmax(dim=0)  # [better]
         self._column_top[better + column] = block_top[better]
         self._column_argmax[better + column] = place + row
-        self._column_extreme[better + column] = values[place, better]
+        self._column_extreme[better + column] = torch.copysign(
+            block_top[better], block[place, better].float()
+        )
 
     def summary(self, place: WeightPlace) -> MatrixSummary:
         """What was gathered, on the CPU."""
