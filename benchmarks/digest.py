@@ -3,9 +3,9 @@
     python benchmarks/digest.py [--runs 30] [--threads 2] [--cpu]
 
 Prints, for several shapes, the milliseconds of the digest alone, then of each statistic's update with the
-digest at hand and of the merge of that update into a full one. Medians and minima over runs, after a few batches, so
-that records are seldom beaten (the steady state of a long scan). ``--cpu`` measures the time of the calling
-thread rather than that of the clock, with one thread: it hardly depends on what else the machine does.
+digest at hand and of the merge of that update into a full one. Medians and minima over runs, after a few
+batches, so that records are seldom beaten (the steady state of a long scan). ``--cpu`` measures, with one
+thread, its own time rather than that of the clock: it hardly depends on what else the machine does.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ class TokenOrder:
     bounds: list[int]
     runs: list[ClassRun]
     positions: Tensor
+    _spaced: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _moved: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -85,7 +86,9 @@ class TokenOrder:
         count = len(self.rows)
         if count <= number:
             return self.rows
-        return self.rows[(2 * torch.arange(number) + 1) * count // (2 * number)]
+        if number not in self._spaced:
+            self._spaced[number] = self.rows[(2 * torch.arange(number) + 1) * count // (2 * number)]
+        return self._spaced[number]
 
     def on(self, device: torch.device) -> Tensor:
         """``rows`` on a device, moved there once."""

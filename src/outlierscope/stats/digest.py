@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from outlierscope.corpus.token_order import TokenOrder
-from outlierscope.stats.power_sums import PowerSums, combined, from_shifted, over_dims, pool_shifted
+from outlierscope.stats.power_sums import Array, PowerSums, combined, from_shifted, over_dims, pool_shifted
 from outlierscope.stats.reading import Plan, Reading, read
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ class Digest:
     Attributes:
         order: the tokens used.
         plan: how they were cut into slots, the rows of one class that were reduced together.
-        sums: mean and central power sums of each dim over all tokens used, [d] float64.
-        pooled: mean and central power sums of each sequence over all its values, [B] float64.
+        sums: mean and central power sums of each dim over all tokens used, [d].
+        pooled: mean and central power sums of each sequence over all its values, [B].
         slot_low: [S, d] float32, smallest value of each slot and dim.
         slot_high: [S, d] float32, largest.
         token_low: [N] float32 smallest value of each token used, in the order of ``order.rows``.
@@ -86,12 +87,13 @@ class Digest:
         return torch.maximum(self.token_high, -self.token_low)
 
     @cached_property
-    def inf_norms(self) -> Tensor:
-        """[B] float32 largest magnitude of each sequence; -inf where it has no token."""
-        lengths = torch.tensor(self.counts)
-        if not self.tokens:
-            return torch.full((len(lengths),), -torch.inf)
-        return torch.segment_reduce(self.token_absmax, "max", lengths=lengths, unsafe=True)
+    def inf_norms(self) -> Array:
+        """[B] largest magnitude of each sequence; -inf where it has no token."""
+        norms = np.full(len(self.counts), -np.inf)
+        filled = np.array(self.counts) > 0
+        starts = np.array(self.order.bounds[:-1])[filled]
+        norms[filled] = np.maximum.reduceat(self.token_absmax.numpy(), starts) if len(starts) else 0.0
+        return norms
 
     def places(self, sequence: int) -> Tensor:
         """[T_used] int64, the places in T of one sequence's used tokens, ascending."""
@@ -113,9 +115,9 @@ def digest_tensor(tensor: Tensor, batch: Batch) -> Digest:
     flat = tensor.detach().reshape(-1, tensor.shape[2])  # [B * T, d]
     order, nonfinite, located = batch.order, 0, torch.zeros(0, 3, dtype=torch.int64)
     reading = read(flat, order)
-    powers = reading.powers.cpu().double()  # [4, P, d]
-    overflown = ~powers[3].sum(1).isfinite()  # [P]
-    if overflown.any():
+    powers = _on_cpu(reading.powers)  # [4, P, d]
+    overflown = _overflown(reading, powers)
+    if overflown:
         infinite = ~(reading.token_high.isfinite() & reading.token_low.isfinite()).cpu()  # [N]
         if infinite.any():
             dropped = order.rows[infinite].sort().values
@@ -125,15 +127,10 @@ def digest_tensor(tensor: Tensor, batch: Batch) -> Digest:
             used = used.index_fill(0, dropped, value=False).view(order.shape)
             order = TokenOrder.of(used, batch.classes, order.positions)
             reading = read(flat, order)
-            powers = reading.powers.cpu().double()
-            overflown = ~powers[3].sum(1).isfinite()
-    sums, pooled = _sums(
-        _by_sequence(reading, powers, len(order.counts)),
-        order,
-        reading.shift.cpu().double(),
-        sorted(set(reading.plan.owners[overflown].tolist())),
-        flat,
-    )
+            powers = _on_cpu(reading.powers)
+            overflown = _overflown(reading, powers)
+    powers = _by_sequence(reading, powers, len(order.counts))
+    sums, pooled = _sums(powers, order, _on_cpu(reading.shift), overflown, flat)
     digest = Digest(
         order=order,
         plan=reading.plan,
@@ -164,33 +161,48 @@ def first_located(located: Tensor) -> Tensor:
     return torch.as_tensor(torch.unique(located, dim=0)[:LOCATED])
 
 
-def _by_sequence(reading: Reading, powers: Tensor, sequences: int) -> Tensor:
+def _on_cpu(tensor: Tensor) -> Array:
+    """As a float64 array."""
+    array: Array = tensor.cpu().double().numpy()
+    return array
+
+
+def _overflown(reading: Reading, powers: Array) -> list[int]:
+    """The sequences with a fourth power beyond the arithmetic's range, or a non-finite value."""
+    parts = ~np.isfinite(powers[3].sum(1))  # [P]
+    return sorted({reading.plan.owners[part] for part in parts.nonzero()[0].tolist()}) if parts.any() else []
+
+
+def _by_sequence(reading: Reading, powers: Array, sequences: int) -> Array:
     """[4, B, d] from [4, P, d]: sequences that were read in several parts are added up."""
-    owners = reading.plan.owners
-    if len(owners) == sequences and len(torch.unique(owners)) == sequences:
+    if reading.plan.owners == list(range(sequences)):
         return powers
-    total = torch.zeros(4, sequences, powers.shape[2], dtype=torch.float64)
-    return total.index_add_(1, owners, powers)
+    total = np.zeros((4, sequences, powers.shape[2]))
+    for part, sequence in enumerate(reading.plan.owners):
+        total[:, sequence] += powers[:, part]
+    return total
 
 
 def _sums(
-    powers: Tensor, order: TokenOrder, shift: Tensor, overflown: list[int], flat: Tensor
+    powers: Array, order: TokenOrder, shift: Array, overflown: list[int], flat: Tensor
 ) -> tuple[PowerSums, PowerSums]:
     """Power sums by dim and by sequence; sequences that float32 does not serve are read again in float64."""
-    counts = torch.tensor(order.counts, dtype=torch.float64)
+    counts = np.array(order.counts, dtype=np.float64)
     fast = counts
     if overflown:
-        fast = counts.index_fill(0, torch.tensor(overflown), 0.0)
-        powers = powers.index_fill(1, torch.tensor(overflown), 0.0)
-        shift = shift.nan_to_num(0.0, 0.0, 0.0)
-    sums = from_shifted(fast.sum(), shift, powers.sum(1))
+        fast = counts.copy()
+        fast[overflown] = 0.0
+        powers[:, overflown] = 0.0
+        shift = np.nan_to_num(shift, nan=0.0, posinf=0.0, neginf=0.0)
+    sums = from_shifted(float(fast.sum()), shift, powers.sum(1))
     pooled, terms = pool_shifted(fast, shift, powers)
     pooled.count = counts * len(shift)
-    poor = (pooled.m4 < CANCELLED * terms) | (pooled.m2 < TINY_VARIANCE * pooled.count)
-    for sequence in dict.fromkeys(overflown + poor.nonzero().flatten().tolist()):
+    poor = (pooled.m4 < CANCELLED * terms) | (pooled.m2 < TINY_VARIANCE * pooled.count)  # [B]
+    again = sorted({*overflown, *poor.nonzero()[0].tolist()}) if overflown or poor.any() else []
+    for sequence in again:
         start, stop = order.bounds[sequence : sequence + 2]
-        rows = order.rows[start:stop]
-        exact = PowerSums.of(flat.index_select(0, rows.to(flat.device)).cpu().double())  # [d]
+        rows = order.rows[start:stop].to(flat.device)
+        exact = PowerSums.of(_on_cpu(flat.index_select(0, rows)))  # [d]
         if sequence in overflown:
             sums = combined(sums, exact)
         pooled.assign(sequence, over_dims(exact))
@@ -201,11 +213,12 @@ def _mend(digest: Digest, flat: Tensor) -> None:
     """Do dims again whose powers are below the range of float32; constant ones are known exactly."""
     sums = digest.sums
     suspect = sums.m2 < TINY_VARIANCE * digest.tokens  # [d]
-    constant = digest.minimum == digest.maximum
-    if bool((suspect | constant).any()):
-        zero = torch.zeros((), dtype=torch.float64)
-        sums.assign(constant, PowerSums(sums.count, digest.minimum[constant].double(), zero, zero, zero))
-        dims = (suspect & ~constant).nonzero().flatten()
-        if len(dims):
-            rows = digest.order.on(flat.device)[:, None]
-            sums.assign(dims, PowerSums.of(flat[rows, dims.to(flat.device)].cpu().double()))
+    minimum = digest.minimum.numpy()
+    constant = minimum == digest.maximum.numpy()
+    if constant.any():
+        nought = np.zeros(())
+        sums.assign(constant, PowerSums(sums.count, minimum[constant], nought, nought, nought))
+    if suspect.any():
+        dims = torch.from_numpy((suspect & ~constant).nonzero()[0]).to(flat.device)
+        rows = digest.order.on(flat.device)[:, None]
+        sums.assign(dims.cpu().numpy(), PowerSums.of(_on_cpu(flat[rows, dims])))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from outlierscope.stats.observation import Observation
 
 WAITING = 65536
-"""Tokens that ``TokenAbsmax`` gathers before it counts them: adding a whole table at every batch costs more."""
+"""Tokens that ``TokenAbsmax`` gathers before it counts them: adding a table at every batch costs more."""
 
 
 def bin_edges() -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from outlierscope.stats.observation import Observation
+    from outlierscope.stats.power_sums import Array
 
 CHUNK_ELEMENTS = 1_000_000
 """Candidates looked at together: bounds the memory of dense cases."""
@@ -80,7 +82,7 @@ class Located:
         return self.where(new)
 
 
-def read_beyond(seen: Observation, centre: Tensor, limit: Tensor) -> Located:
+def read_beyond(seen: Observation, centre: Array, limit: Array) -> Located:
     """The values with abs(x - centre) > limit.
 
     Such a value's token and dim have an absmax above limit - abs(centre), so that only the crossings of
@@ -88,35 +90,36 @@ def read_beyond(seen: Observation, centre: Tensor, limit: Tensor) -> Located:
 
     Args:
         seen: the tensor and its digest.
-        centre: [B] float64, one for each sequence.
-        limit: [B] float64; where it is NaN or infinite, nothing passes.
+        centre: [B], one for each sequence.
+        limit: [B]; where it is NaN or infinite, nothing passes.
     """
     digest = seen.digest
-    least = (limit - centre.abs()) * (1 - 1e-6)  # [B], a little below, so that rounding loses nothing
-    possible = digest.inf_norms > least  # [B]
-    if not bool(possible.any()):
+    with np.errstate(invalid="ignore"):
+        least = (limit - np.abs(centre)) * (1 - 1e-6)  # [B], a little below: rounding must lose nothing
+        possible = digest.inf_norms > least  # [B]
+    if not possible.any():
         return Located.nothing()
-    order = digest.order
-    sequence = order.sequence_of  # [N]
-    rows = order.rows[digest.token_absmax > least.masked_fill(~possible, torch.inf)[sequence]].sort().values
-    columns = (digest.dim_absmax > least[possible].min()).nonzero().flatten()  # [D]
+    order, dims = digest.order, len(digest.dim_absmax)
+    bar = torch.from_numpy(np.where(possible, least, np.inf)).float()[order.sequence_of]  # [N]
+    rows = order.rows[digest.token_absmax >= bar].sort().values  # [R]
+    columns = (digest.dim_absmax >= float(least[possible].min())).nonzero().flatten()  # [D]
     if not len(rows) or not len(columns):
         return Located.nothing()
-    length, dims = order.shape[1], len(digest.dim_absmax)
     flat = seen.tensor.detach().reshape(-1, dims)
     device = flat.device
+    centres, limits = torch.from_numpy(centre), torch.from_numpy(limit)
     every = 4 * len(columns) > dims  # whole rows are read faster than many single values
     parts = []
     for chunk in torch.split(rows, max(1, CHUNK_ELEMENTS // (dims if every else len(columns)))):
         where = chunk.to(device)
         values = flat.index_select(0, where) if every else flat[where[:, None], columns.to(device)]
-        sequences = chunk // length  # [R]
-        distance = (values.double() - centre[sequences, None].to(device)).abs_()  # [R, D]
-        row, column = (distance > limit[sequences, None].to(device)).nonzero(as_tuple=True)
+        sequences, places = chunk // order.shape[1], chunk % order.shape[1]  # [R]
+        distance = (values.double() - centres[sequences, None].to(device)).abs_()  # [R, D]
+        row, column = (distance > limits[sequences, None].to(device)).nonzero(as_tuple=True)
         found = values[row, column].float().cpu()
         row, column = row.cpu(), column.cpu()
         dim = column if every else columns[column]
-        parts.append(Located.at(sequences[row], chunk[row] % length, dim, found))
+        parts.append(Located.at(sequences[row], places[row], dim, found))
     return parts[0] if len(parts) == 1 else Located.joined(*parts)
 
 

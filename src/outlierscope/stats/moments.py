@@ -93,11 +93,13 @@ class Moments(Stat["Observation"]):
             sums = combined(self._sums(), sums)
             minimum, maximum = torch.minimum(self.minimum, minimum), torch.maximum(self.maximum, maximum)
         self.count += count
-        self.mean, self.m2, self.m3, self.m4 = sums.mean, sums.m2, sums.m3, sums.m4
+        self.mean, self.m2 = torch.from_numpy(sums.mean), torch.from_numpy(sums.m2)
+        self.m3, self.m4 = torch.from_numpy(sums.m3), torch.from_numpy(sums.m4)
         self.minimum, self.maximum = minimum, maximum
 
     def _sums(self) -> PowerSums:
-        return PowerSums(torch.tensor(float(self.count)), self.mean, self.m2, self.m3, self.m4)
+        tables = (self.mean, self.m2, self.m3, self.m4)
+        return PowerSums(float(self.count), *(table.numpy() for table in tables))
 
     @override
     def state(self) -> dict[str, Tensor]:
@@ -147,12 +149,12 @@ class Moments(Stat["Observation"]):
         if not self.count:
             return PooledMoments(0, torch.nan, torch.nan, torch.nan, torch.nan, torch.nan)
         sums = over_dims(self._sums())
-        n, m2 = int(sums.count), sums.m2
+        n, m2 = int(sums.count), float(sums.m2)
         return PooledMoments(
             n,
             float(sums.mean),
-            float(m2 / (n - 1)) if n > 1 else torch.nan,
-            float(math.sqrt(n) * sums.m3 / m2**1.5),
-            float(n * sums.m4 / m2**2),
+            m2 / (n - 1) if n > 1 else torch.nan,
+            math.sqrt(n) * float(sums.m3) / m2**1.5 if m2 else torch.nan,
+            n * float(sums.m4) / m2**2 if m2 else torch.nan,
             float(self.absmax().max()),
         )

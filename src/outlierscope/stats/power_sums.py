@@ -1,6 +1,7 @@
 """Central power sums and how they combine.
 
-Chan, Golub & LeVeque 1979; Pebay 2008 (SAND2008-6212), equations 2.1 to 2.6.
+Chan, Golub & LeVeque 1979; Pebay 2008 (SAND2008-6212), equations 2.1 to 2.6. In NumPy, whose calls cost a
+third of PyTorch's: these arrays are small, and there are some at every site and batch.
 """
 
 from __future__ import annotations
@@ -8,43 +9,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
 
 
 @dataclass
 class PowerSums:
-    """Count, mean and sums of powers of deviations from the mean; float64 tensors.
+    """Count, mean and sums of powers of deviations from the mean; float64 arrays of one shape.
 
     Attributes:
-        count: how many values; of the shape of the others, or 0-d.
+        count: how many values; of the shape of the others, or one number for all.
         mean: their mean.
         m2: sum of (x - mean)^2.
         m3: sum of (x - mean)^3.
         m4: sum of (x - mean)^4.
     """
 
-    count: Tensor
-    mean: Tensor
-    m2: Tensor
-    m3: Tensor
-    m4: Tensor
+    count: Array | float
+    mean: Array
+    m2: Array
+    m3: Array
+    m4: Array
 
     @classmethod
-    def of(cls, values: Tensor) -> PowerSums:
-        """Of float64 ``values`` [n, ...] over their first axis; zeros when n is 0."""
+    def of(cls, values: Array) -> PowerSums:
+        """Of ``values`` [n, ...] over their first axis; zeros when n is 0."""
         n = len(values)
         mean = values.sum(0) / max(n, 1)
         mean = mean + (values - mean).sum(0) / max(n, 1)
         deviation = values - mean
         square = deviation * deviation
-        return cls(
-            torch.tensor(float(n), dtype=torch.float64),
-            mean,
-            square.sum(0),
-            (square * deviation).sum(0),
-            (square * square).sum(0),
-        )
+        return cls(float(n), mean, square.sum(0), (square * deviation).sum(0), (square * square).sum(0))
 
     def assign(self, index: Any, other: PowerSums) -> None:  # noqa: ANN401
         """Overwrite the entries at ``index``; the count stays."""
@@ -54,64 +51,62 @@ class PowerSums:
         self.m4[index] = other.m4
 
 
-def from_shifted(count: Tensor, shift: Tensor, powers: Tensor) -> PowerSums:
+def from_shifted(count: Array | float, shift: Array | float, powers: Array) -> PowerSums:
     """Central power sums from the sums of powers of (x - shift).
 
     Args:
-        count: values; of the shape of ``shift``, or 0-d.
-        shift: any shape.
+        count: values.
+        shift: of the shape of the sums, or one number for all.
         powers: [4, *shape], sums of the first to fourth powers.
     """
-    s1, s2, s3, s4 = powers.unbind(0)
-    delta = s1 / count.clamp(min=1)  # mean - shift
+    s1, s2, s3, s4 = powers
+    delta = s1 / np.maximum(count, 1)  # mean - shift
     twice = delta * s1  # n delta^2
     square = delta * delta
     return PowerSums(
         count,
         shift + delta,
-        (s2 - twice).clamp_(min=0),
+        np.maximum(s2 - twice, 0),
         s3 - 3 * delta * s2 + 2 * delta * twice,
-        (s4 - 4 * delta * s3 + 6 * square * s2 - 3 * square * twice).clamp_(min=0),
+        np.maximum(s4 - 4 * delta * s3 + 6 * square * s2 - 3 * square * twice, 0),
     )
 
 
-def pool_shifted(counts: Tensor, shift: Tensor, powers: Tensor) -> tuple[PowerSums, Tensor]:
+def pool_shifted(counts: Array, shift: Array, powers: Array) -> tuple[PowerSums, Array]:
     """Power sums of each sequence over all its values, from sums by dim of powers of (x - shift).
 
     With one centre c for all dims and e = shift - c, sum (x - c)^k follows from the binomial theorem; all the
     sums over dims that it takes are one product of matrices.
 
     Args:
-        counts: [B] float64 tokens of each sequence.
-        shift: [d] float64.
-        powers: [4, B, d] float64.
+        counts: [B] tokens of each sequence.
+        shift: [d].
+        powers: [4, B, d].
 
     Returns:
         [B] sums, and [B] the size of the terms that made m4: where m4 is far smaller, they cancelled.
     """
     dims = len(shift)
-    centre = shift.mean()
+    centre = float(shift.mean())
     e = shift - centre  # [d]
-    columns = torch.stack([torch.ones_like(e), e, e * e, e * e * e], 1)  # [d, 4]
-    r = powers.reshape(-1, dims) @ columns  # [4 B, 4]: sum_d S_k e^j
-    (p1, a11, a12, a13), (p2, a21, a22, _), (p3, a31, _, _), (p4, _, _, _) = (
-        block.unbind(1) for block in r.view(4, -1, 4).unbind(0)
-    )
-    e1, e2, e3 = columns.sum(0).unbind(0)[1:]
-    e4 = (columns[:, 2] ** 2).sum()
-    about_centre = torch.stack(
+    square = e * e
+    columns = np.stack([np.ones(dims), e, square, square * e], 1)  # [d, 4]
+    r = (powers.reshape(-1, dims) @ columns).reshape(4, -1, 4)  # [4, B, 4]: sum_d S_k e^j
+    e1, e2, e3 = columns.sum(0)[1:]
+    e4 = float(square @ square)
+    about_centre = np.stack(
         [
-            p1 + counts * e1,
-            p2 + 2 * a11 + counts * e2,
-            p3 + 3 * (a21 + a12) + counts * e3,
-            p4 + 4 * (a31 + a13) + 6 * a22 + counts * e4,
+            r[0, :, 0] + counts * e1,
+            r[1, :, 0] + 2 * r[0, :, 1] + counts * e2,
+            r[2, :, 0] + 3 * (r[1, :, 1] + r[0, :, 2]) + counts * e3,
+            r[3, :, 0] + 4 * (r[2, :, 1] + r[0, :, 3]) + 6 * r[1, :, 2] + counts * e4,
         ]
     )
-    return from_shifted(counts * dims, centre.expand_as(counts), about_centre), p4 + counts * e4
+    return from_shifted(counts * dims, centre, about_centre), r[3, :, 0] + counts * e4
 
 
 def over_dims(sums: PowerSums) -> PowerSums:
-    """All dims of [d] sums with one count together: 0-d."""
+    """All dims of [d] sums with one count together: one number each."""
     n = sums.count
     mean = sums.mean.mean()
     mean = mean + (sums.mean - mean).mean()  # exact where all are equal
@@ -127,7 +122,7 @@ def over_dims(sums: PowerSums) -> PowerSums:
 
 
 def combined(first: PowerSums, second: PowerSums) -> PowerSums:
-    """Two groups together; counts are 0-d."""
+    """Two groups together; each has one count."""
     a, b = float(first.count), float(second.count)
     if not a:
         return second
@@ -138,16 +133,13 @@ def combined(first: PowerSums, second: PowerSums) -> PowerSums:
     delta = second.mean - first.mean
     square = delta * delta
     return PowerSums(
-        first.count + second.count,
+        n,
         first.mean + delta * q,
         first.m2 + second.m2 + square * (a * q),
-        first.m3
-        + second.m3
-        + 3 * delta * (p * second.m2 - q * first.m2)
-        + square * delta * (a * q * (p - q)),
+        first.m3 + second.m3 + delta * (3 * p * second.m2 - 3 * q * first.m2 + square * (a * q * (p - q))),
         first.m4
         + second.m4
         + 4 * delta * (p * second.m3 - q * first.m3)
-        + 6 * square * (p * p * second.m2 + q * q * first.m2)
-        + square * square * (a * q * (p * p - p * q + q * q)),
+        + square
+        * (6 * p * p * second.m2 + 6 * q * q * first.m2 + square * (a * q * (p * p - p * q + q * q))),
     )

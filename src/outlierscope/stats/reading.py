@@ -17,7 +17,7 @@ BLOCK_ELEMENTS = 1_500_000
 """Elements of one block: its two float32 buffers stay in the last level cache, and the cost of a call from
 Python is small beside its work."""
 
-SHIFT_ROWS = 128
+SHIFT_ROWS = 64
 """Rows looked at for the shift of the power sums, which is the mean of half of them. The mean of any k of n
 rows is within sqrt(n / k - 1) standard deviations of that of all, so that little is lost by cancellation."""
 
@@ -32,13 +32,15 @@ class Block:
     Attributes:
         start: first.
         stop: one past the last.
-        parts: (number, start, stop) of the sequences, or parts of sequences, in it.
+        first: number of the first of its parts, which are sequences or cut from one.
+        lengths: rows of each part.
         runs: (slot, start, stop) of the class runs that are reduced here.
     """
 
     start: int
     stop: int
-    parts: list[tuple[int, int, int]]
+    first: int
+    lengths: list[int]
     runs: list[tuple[int, int, int]]
 
 
@@ -48,7 +50,7 @@ class Plan:
 
     Attributes:
         blocks: in the order of reading.
-        owners: [P] int64, the sequence (row of the batch) of each part.
+        owners: the sequence (row of the batch) of each part.
         slot_class: [S] int64 token class of each slot, ascending.
         slot_rows: int64, rows of all slots.
         slot_start: [S] int64, where each slot begins in ``slot_rows``.
@@ -58,7 +60,7 @@ class Plan:
     """
 
     blocks: list[Block]
-    owners: Tensor
+    owners: list[int]
     slot_class: Tensor
     slot_rows: Tensor
     slot_start: Tensor
@@ -105,12 +107,13 @@ def plan_reading(order: TokenOrder, dims: int) -> Plan:
             Block(
                 start := parts[group[0]][1],
                 stop := parts[group[-1]][2],
-                [(number, *parts[number][1:]) for number in group],
+                group[0],
+                [parts[number][2] - parts[number][1] for number in group],
                 [(slot_of[first], first, last) for _, first, last in long if start <= first < stop],
             )
             for group in groups
         ],
-        owners=torch.tensor([sequence for sequence, _, _ in parts], dtype=torch.int64),
+        owners=[sequence for sequence, _, _ in parts],
         slot_class=torch.tensor(slot_class, dtype=torch.int64),
         slot_rows=torch.cat([rows for _, rows, _ in slots]) if slots else order.rows,
         slot_start=lengths.cumsum(0) - lengths,
@@ -203,16 +206,24 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
             torch.amax(run, 0, out=result.slot_high[slot])
         x.sub_(result.shift)
         torch.mul(x, x, out=y)
-        first_power, second, third, fourth = result.powers.unbind(0)
-        for number, first, last in block.parts:
-            torch.sum(x[first - start : last - start], 0, out=first_power[number])
-            torch.sum(y[first - start : last - start], 0, out=second[number])
+        _add_parts(x, block, result.powers[0])
+        _add_parts(y, block, result.powers[1])
         x.mul_(y)
         y.mul_(y)
-        for number, first, last in block.parts:
-            torch.sum(x[first - start : last - start], 0, out=third[number])
-            torch.sum(y[first - start : last - start], 0, out=fourth[number])
+        _add_parts(x, block, result.powers[2])
+        _add_parts(y, block, result.powers[3])
     return result
+
+
+def _add_parts(values: Tensor, block: Block, table: Tensor) -> None:
+    """Sum the rows [R, d] of each part of a block into its row of ``table`` [P, d]."""
+    parts = len(block.lengths)
+    if len(set(block.lengths)) == 1:
+        target = table[block.first : block.first + parts]
+        torch.sum(values.view(parts, block.lengths[0], values.shape[1]), 1, out=target)
+        return
+    for number, part in enumerate(torch.split(values, block.lengths), start=block.first):
+        torch.sum(part, 0, out=table[number])
 
 
 def _shift(sample: Tensor) -> Tensor:
@@ -223,4 +234,4 @@ def _shift(sample: Tensor) -> Tensor:
     if not len(sample):
         return sample.sum(0)
     size = torch.maximum(sample.amax(1), -sample.amin(1))
-    return sample[size.argsort()[: (len(sample) + 1) // 2]].mean(0)
+    return sample.index_select(0, size.argsort()[: (len(sample) + 1) // 2]).mean(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+import numpy as np
 import torch
 from typing_extensions import override
 
@@ -12,6 +13,7 @@ from outlierscope.stats.located import Located, read_at, read_beyond
 
 if TYPE_CHECKING:
     from outlierscope.stats.observation import Observation
+    from outlierscope.stats.power_sums import Array
 
 
 class EventRule(Protocol):
@@ -47,10 +49,14 @@ class SixSigma(EventRule):
     @override
     def find(self, seen: Observation) -> Located:
         pooled = seen.digest.pooled
-        std = (pooled.m2 / (pooled.count - 1)).sqrt()  # [B]; NaN or infinite where there are too few values
+        with np.errstate(invalid="ignore", divide="ignore"):
+            std = np.sqrt(
+                pooled.m2 / (pooled.count - 1)
+            )  # [B]; NaN or infinite where there are too few values
         found = read_beyond(seen, pooled.mean, self.sigma * std)
-        distance = (found.value.double() - pooled.mean[found.sequence]).abs()
-        found.score = distance / std[found.sequence]
+        if len(found):
+            distance = np.abs(found.value.double().numpy() - pooled.mean[found.sequence])
+            found.score = torch.from_numpy(distance / std[found.sequence])
         return found
 
 
@@ -77,13 +83,13 @@ class Massive(EventRule):
 
     @override
     def find(self, seen: Observation) -> Located:
-        median = torch.full((len(seen.batch.sequence_ids),), torch.inf, dtype=torch.float64)
-        for sequence in (seen.digest.inf_norms > self.absolute).nonzero().flatten().tolist():
+        norms = seen.digest.inf_norms  # [B]
+        median = np.full_like(norms, np.inf)
+        for sequence in (norms > self.absolute).nonzero()[0].tolist():
             median[sequence] = seen.magnitudes(sequence).median
-        found = read_beyond(
-            seen, torch.zeros_like(median), torch.clamp(self.ratio * median, min=self.absolute)
-        )
-        found.score = found.value.double().abs() / median[found.sequence]
+        found = read_beyond(seen, np.zeros_like(median), np.maximum(self.ratio * median, self.absolute))
+        medians = torch.from_numpy(median)
+        found.score = found.value.double().abs() / medians[found.sequence]
 
         key = (self, seen.site.stack, seen.site.name)
         before: Located | None = seen.scratch.get(key)
@@ -92,8 +98,8 @@ class Massive(EventRule):
             now = read_at(seen, before)
             magnitude = now.value.double().abs()
             held = (magnitude > self.absolute) & (magnitude > self.keep * before.value.double().abs())
-            held &= torch.isfinite(median[now.sequence]) & ~now.among(found)
-            now.score = magnitude / median[now.sequence]
+            held &= torch.isfinite(medians[now.sequence]) & ~now.among(found)
+            now.score = magnitude / medians[now.sequence]
             now.carried = torch.ones_like(now.carried)
             flagged = Located.joined(found, before.where(held))
             found = Located.joined(found, now.where(held))
@@ -118,30 +124,31 @@ class Systematic(EventRule):
 
     @override
     def find(self, seen: Observation) -> Located:
-        largest = seen.digest.inf_norms.double()  # [B]
-        mean = torch.full_like(largest, torch.inf)
-        for sequence in (largest > self.ratio * least_mean_abs(seen)).nonzero().flatten().tolist():
+        norms = seen.digest.inf_norms  # [B]
+        mean = np.full_like(norms, np.inf)
+        for sequence in (norms > self.ratio * least_mean_abs(seen)).nonzero()[0].tolist():
             mean[sequence] = seen.mean_abs(sequence)
-        found = read_beyond(seen, torch.zeros_like(mean), self.ratio * mean)
-        found.score = found.value.double().abs() / mean[found.sequence]
+        found = read_beyond(seen, np.zeros_like(mean), self.ratio * mean)
         if not len(found):
             return found
+        found.score = found.value.double().abs() / torch.from_numpy(mean)[found.sequence]
         peak = torch.zeros(seen.batch.token_ids.numel())
         peak[seen.digest.order.rows] = seen.digest.token_absmax
         at_peak = found.value.abs() == peak[found.sequence * seen.digest.order.shape[1] + found.place]
         return found.where(at_peak).first_of_each_token()
 
 
-def least_mean_abs(seen: Observation) -> torch.Tensor:
-    """[B] float64 lower bound of each sequence's mean(abs(x)), from its moments.
+def least_mean_abs(seen: Observation) -> Array:
+    """[B] lower bound of each sequence's mean(abs(x)), from its moments.
 
     Hoelder: E x^2 <= (E abs(x))^(2/3) (E x^4)^(1/3). It rules most sequences out without another look.
     """
     pooled = seen.digest.pooled
-    n, mean = pooled.count.clamp(min=1), pooled.mean
+    n, mean = np.maximum(pooled.count, 1), pooled.mean
     variance, third, fourth = pooled.m2 / n, pooled.m3 / n, pooled.m4 / n
     square = mean * mean
     second_raw = variance + square
     fourth_raw = fourth + 4 * third * mean + 6 * variance * square + square * square
-    least = second_raw * (second_raw / fourth_raw).sqrt()
-    return least.nan_to_num(0.0, 0.0, 0.0) * (1 - 1e-5)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        least: Array = np.nan_to_num(second_raw * np.sqrt(second_raw / fourth_raw), posinf=0.0) * (1 - 1e-5)
+    return least

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -53,7 +54,9 @@ class SequenceSummaries(Stat["Observation"]):
     def update(self, seen: Observation) -> None:
         pooled = seen.digest.pooled
         inf_norms = seen.digest.inf_norms.tolist()
-        figures = list(zip(pooled.count.tolist(), pooled.m2.tolist(), pooled.m4.tolist(), strict=True))
+        figures = list(
+            zip(np.atleast_1d(pooled.count).tolist(), pooled.m2.tolist(), pooled.m4.tolist(), strict=True)
+        )
         kurtoses = [m4 / n * ((n - 1) / m2) ** 2 for n, m2, m4 in figures if n > 1 and m2 > 0]
         inf_norms = [inf_norms[sequence] for sequence in seen.filled]
         self._take(*_summary(inf_norms), *_summary(kurtoses), max(inf_norms, default=0.0))
