@@ -101,14 +101,22 @@ class Output:
     Attributes:
         hidden: [N, d] last hidden states.
         pooled: [B, d] their means.
-        log_probabilities: [M, V] of the tokens that predict another one, or ``None``.
-        loss: [M] of those, or ``None``.
+        logits: [M, V] of the tokens that predict another one, or ``None``.
+        normalizer: [M] logarithm of the sum of their exponentials, or ``None``.
+        loss: [M] cross-entropy of those, or ``None``.
     """
 
     hidden: Tensor
     pooled: Tensor
-    log_probabilities: Tensor | None
-    loss: Tensor | None
+    logits: Tensor | None = None
+    normalizer: Tensor | None = None
+    loss: Tensor | None = None
+
+
+def is_causal(observed: ObservedModel) -> bool:
+    """Whether tokens see only what comes before them."""
+    stacks = observed.anatomy.stacks.values()
+    return all(layer.attention.causal for stack in stacks for layer in stack.layers if layer.attention)
 
 
 def run(observed: ObservedModel, inputs: dict[str, Tensor], real: Tensor) -> Output:
@@ -117,19 +125,28 @@ def run(observed: ObservedModel, inputs: dict[str, Tensor], real: Tensor) -> Out
     weight = real[:, :, None].to(hidden.dtype)
     pooled = (hidden * weight).sum(1) / weight.sum(1)
     head: nn.Module | None = None
-    if isinstance(observed.full, PreTrainedModel):
+    # A masked model has a head too, but its logits do not predict the next token.
+    if is_causal(observed) and isinstance(observed.full, PreTrainedModel):
         head = observed.full.get_output_embeddings()  # type: ignore[no-untyped-call]
     if head is None:
-        return Output(hidden[real], pooled, None, None)
+        return Output(hidden[real], pooled)
     pairs = real[:, :-1] & real[:, 1:]  # [B, T - 1]
     logits = head(hidden[:, :-1][pairs]).float()  # [M, V]
     limit = getattr(observed.config, "final_logit_softcapping", None)
     if limit:
         logits = torch.tanh(logits / limit) * limit
-    log_probabilities = logits.log_softmax(-1)
+    normalizer = logits.logsumexp(-1)
     targets = inputs["input_ids"][:, 1:][pairs]  # [M]
-    loss = -log_probabilities.gather(1, targets[:, None])[:, 0]
-    return Output(hidden[real], pooled, log_probabilities, loss)
+    loss = normalizer - logits.gather(1, targets[:, None])[:, 0]
+    return Output(hidden[real], pooled, logits, normalizer, loss)
+
+
+def surprise(probabilities: Tensor, output: Output) -> Tensor:
+    """[M] cross-entropy of an output under given probabilities [M, V]."""
+    assert output.logits is not None  # noqa: S101  (has a head)
+    assert output.normalizer is not None  # noqa: S101
+    expected: Tensor = torch.linalg.vecdot(probabilities, output.logits)  # [M]
+    return output.normalizer - expected
 
 
 def measure(
@@ -144,6 +161,7 @@ def measure(
     start, tokens = time.monotonic(), 0
     for batch in corpus.batches():
         plain = run(observed, batch.inputs, batch.real)
+        probabilities = plain.logits.softmax(-1) if plain.logits is not None else None
         for (item, names), result in zip(inputs, measured, strict=True):
             assert item.step is not None  # noqa: S101  (per tensor)
             with quantized(observed.full, names, item.step):
@@ -152,12 +170,10 @@ def measure(
             result.hidden_energy += float(plain.hidden.double().square().sum())
             result.pooled_error += float((output.pooled - plain.pooled).double().square().sum())
             result.pooled_energy += float(plain.pooled.double().square().sum())
-            if output.loss is not None and plain.loss is not None:
+            if output.loss is not None and plain.loss is not None and probabilities is not None:
                 result.loss_increase += (output.loss - plain.loss).tolist()
-                assert output.log_probabilities is not None  # noqa: S101  (comes with the loss)
-                assert plain.log_probabilities is not None  # noqa: S101
-                difference = plain.log_probabilities - output.log_probabilities
-                result.divergence += (plain.log_probabilities.exp() * difference).sum(-1).tolist()
+                more = surprise(probabilities, output) - surprise(probabilities, plain)
+                result.divergence += more.tolist()
         tokens += batch.tokens
         print(f"measured on {tokens} tokens, {time.monotonic() - start:.0f} s", flush=True)
         yield measured
