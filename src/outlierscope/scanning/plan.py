@@ -39,7 +39,9 @@ def plan(anatomy: Anatomy, criteria: Iterable[Criterion], settings: ScanSettings
     requirements += [requirement for criterion in criteria for requirement in criterion.requires()]
     allowed = set(settings.sites) | {"pattern"}
     for requirement in requirements:
-        for site in anatomy.sites(*(name for name in requirement.sites if name in allowed)):
+        names = [name for name in requirement.sites if name in allowed]
+        # No name at all would mean every site.
+        for site in anatomy.sites(*names) if names else ():
             if settings.observes(site.layer):
                 measurements.add(anatomy.canonical(site), requirement.make())
     if not len(measurements):
