@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 from outlierscope.criteria.criterion import NotApplied, Requirement
 from outlierscope.criteria.finding import Finding
 from outlierscope.criteria.located import class_name, sampling
-from outlierscope.model.sites import Site
 from outlierscope.stats import systematic_attention
 from outlierscope.stats.attention_flags import AttentionFlags
 from outlierscope.stats.positions import EXACT, bucket_names
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from outlierscope.criteria.criterion import Evidence
     from outlierscope.criteria.finding import Kind
+    from outlierscope.model.sites import Site
 
 PATTERN = ("pattern",)
 
@@ -60,7 +60,9 @@ class SystematicAttention:
         """Rows with the largest c_k / T first; ``NotApplied`` when no sequence is long enough."""
         name = self._stat().name
         stats = {
-            site: stat for site in pattern_sites(evidence) if (stat := evidence.stat(site, name)) is not None
+            site: stat
+            for site in evidence.anatomy.sites(*PATTERN)
+            if (stat := evidence.stat(site, name)) is not None
         }
         judged = {site: stat for site, stat in stats.items() if stat.sequences}
         if stats and not judged:
@@ -156,7 +158,7 @@ class Sink:
     def judged(self, evidence: Evidence) -> dict[Site, SinkRates]:
         """Sink rates of the layers with enough sequences."""
         name = self.stat().name
-        found = {site: evidence.stat(site, name) for site in pattern_sites(evidence)}
+        found = {site: evidence.stat(site, name) for site in evidence.anatomy.sites(*PATTERN)}
         return {
             site: stat
             for site, stat in found.items()
@@ -166,7 +168,11 @@ class Sink:
     def not_judged(self, evidence: Evidence) -> str | None:
         """Why no layer at all was judged; ``None`` when some was, or none was measured."""
         name = self.stat().name
-        stats = [stat for site in pattern_sites(evidence) if (stat := evidence.stat(site, name)) is not None]
+        stats = [
+            stat
+            for site in evidence.anatomy.sites(*PATTERN)
+            if (stat := evidence.stat(site, name)) is not None
+        ]
         if not stats or self.judged(evidence):
             return None
         most = max(stat.sequences for stat in stats)
@@ -240,16 +246,6 @@ class Sink:
                 "positions": bucket_counts(positions),
             },
         )
-
-
-def pattern_sites(evidence: Evidence) -> list[Site]:
-    """``pattern`` of every layer that attends."""
-    return [
-        Site(stack.name, layer.index, "pattern")
-        for stack in evidence.anatomy.stacks.values()
-        for layer in stack.layers
-        if layer.attention is not None
-    ]
 
 
 def bucket_counts(counts: Tensor) -> dict[str, int]:

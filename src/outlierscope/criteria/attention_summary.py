@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from outlierscope.criteria.attention import Sink, pattern_sites
+from outlierscope.criteria.attention import PATTERN, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,9 @@ def summarize_attention(
     summaries = []
     for stack in evidence.anatomy.stacks:
         stats = {
-            site: judged[site] for site in pattern_sites(evidence) if site.stack == stack and site in judged
+            site: judged[site]
+            for site in evidence.anatomy.sites(*PATTERN)
+            if site.stack == stack and site in judged
         }
         rows = [row for row in findings if row.stack == stack]
         sinks = [row for row in rows if row.criterion == "sink"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from outlierscope.criteria.attention import PATTERN, Sink, pattern_sites
+from outlierscope.criteria.attention import PATTERN, Sink
 from outlierscope.criteria.criterion import NotApplied, Requirement
 from outlierscope.criteria.finding import Finding
 from outlierscope.criteria.located import class_name, sampling
@@ -58,7 +58,9 @@ class NoOpHead:
     def findings(self, evidence: Evidence) -> Iterable[Finding | NotApplied]:
         """Rows with the largest share of idle queries first; a ``NotApplied`` where it cannot be judged."""
         name = self._stat().name
-        measured = [(site, stat) for site in pattern_sites(evidence) if (stat := evidence.stat(site, name))]
+        measured = [
+            (site, stat) for site in evidence.anatomy.sites(*PATTERN) if (stat := evidence.stat(site, name))
+        ]
         if not measured:
             return []
         seen = max(stat.queries for _, stat in measured)

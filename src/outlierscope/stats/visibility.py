@@ -105,7 +105,7 @@ class Visibility:
 
     @classmethod
     def from_rule(cls, tokens: AttentionTokens, *, causal: bool, window: int | None) -> Visibility:
-        """From what is known of the layer, where the mask is not at hand."""
+        """From what is known of the layer (see ``AttentionPlace``), where the mask is not at hand."""
         length = tokens.real.shape[1]
         position = torch.arange(length, device=tokens.real.device)
         distance = position[:, None] - position  # [Q, K], positive for earlier keys
@@ -113,5 +113,5 @@ class Visibility:
         if causal:
             sees &= distance >= 0
         if window is not None:
-            sees &= distance.abs() < window if causal else distance.abs() <= window // 2
+            sees &= distance.abs() < window if causal else distance.abs() <= window
         return cls.from_mask(sees[None, None], tokens, causal=causal)
