@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import BertForMaskedLM, RobertaConfig, RobertaModel, ViTConfig, ViTForImageClassification
 
 from outlierscope.errors import UserError
-from outlierscope.model.load import load, wrap
+from outlierscope.model.load import HEADS, load, wrap
 from tests.model.tiny import edit_config, edit_weights, save, tiny_bert, tiny_gpt2, tiny_llama
 
 
@@ -207,3 +207,19 @@ def test_any_module_can_be_wrapped():
         UserError, match=r"^wrap wants a torch.nn.Module, not str; for a name or folder use load$"
     ):
         wrap("bert-base-uncased")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_head"),
+    [
+        ("pooler.dense.weight", True),
+        ("lm_head.weight", True),
+        ("vision_model.head.attention.in_proj_weight", True),
+        ("classifier.0.weight", True),
+        ("layers.3.multi_head.weight", False),
+        ("layers.3.pooler.weight", False),
+        ("embeddings.header.weight", False),
+    ],
+)
+def test_what_may_be_missing_stands_after_the_last_block(name, is_head):
+    assert bool(HEADS.match(name)) is is_head

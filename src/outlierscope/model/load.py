@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-HEADS = re.compile(r"(^|\.)(\w*pooler\w*|\w*head|classifier|score|cls|qa_outputs|predictions)(\.|$)")
-"""Names under which a model keeps what comes after its last block; they may be missing from a checkpoint."""
+HEADS = re.compile(
+    r"(?:[A-Za-z_]\w*\.)*(?:\w*pooler\w*|\w*head|classifier|score|cls|qa_outputs|predictions)(?:\.|$)"
+)
+"""Names of what comes after the last block, so under no number; it may be missing from a checkpoint."""
 
 
 def load(
@@ -196,7 +198,7 @@ def _judge(name: str, prefix: str, report: dict[str, Any]) -> dict[str, list[str
     missing = sorted(report["missing_keys"])
     unused = sorted(report["unexpected_keys"])
     backbone = [
-        key for key in missing if key.startswith(prefix) and not HEADS.search(key.removeprefix(prefix))
+        key for key in missing if key.startswith(prefix) and not HEADS.match(key.removeprefix(prefix))
     ]
     if backbone:
         unknown = f"; the checkpoint has names that the model has not: {some(unused)}" if unused else ""

@@ -169,7 +169,7 @@ def rows_per_block(columns: int) -> int:
     """How many rows of so many columns make a block; at least one.
 
     >>> rows_per_block(4096)
-    256
+    64
     """
     return max(1, BLOCK_ELEMENTS // max(1, columns))
 
