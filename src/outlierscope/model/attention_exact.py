@@ -76,9 +76,9 @@ def exact_attention(
     watch = WATCHED.get(module)
     wanted = watch is not None and watch.begin(query, key, attention_mask)
     arguments["attention_mask"] = attention_mask
-    if module not in _BY_BLOCKS:
+    if module not in _BY_BLOCKS and query.shape[2] > 1:
         _BY_BLOCKS[module] = _same_by_blocks(eager, module, query, key, value, arguments)
-    limit = BLOCK_ELEMENTS.get(query.device.type, 2**25) if _BY_BLOCKS[module] else None
+    limit = BLOCK_ELEMENTS.get(query.device.type, 2**25) if _BY_BLOCKS.get(module, True) else None
     output: Tensor | None = None
     for sequences, queries in blocks(query, key, limit):
         part, pattern = _call(eager, module, query, key, value, arguments, sequences, queries)
@@ -170,8 +170,6 @@ def _same_by_blocks(
     """
     sequences, _, queries, _ = query.shape
     some = min(queries, PROBED_QUERIES)
-    if some < 2:
-        return True
     whole, _ = _call(eager, module, query, key, value, arguments, slice(0, sequences), slice(0, some))
     tolerance = 1e-5 if whole.dtype == torch.float32 else 2e-2
     scale = float(whole.float().abs().nan_to_num().max())
