@@ -98,7 +98,8 @@ def test_per_channel_noise():
 
 @given(st.floats(1e-6, 1e4), st.floats(1e-3, 1e3), st.floats(1.004, 1.02))
 @settings(max_examples=60, deadline=None)
-def test_error_of_one_bin_is_the_mean_over_it(lower, step, ratio):
+def test_error_of_one_bin_is_the_mean_over_it(lower, relative_step, ratio):
+    step = lower * relative_step
     edges = torch.tensor([lower, lower * ratio], dtype=torch.float64)
     points = torch.linspace(float(edges[0]), float(edges[1]), 20_001, dtype=torch.float64)
     direct = float(((points / step).round() * step - points).square().mean())

