@@ -27,6 +27,7 @@ class TappedModel:
 
     Attributes:
         halved: numbers of the batches that had to be halved for lack of memory.
+        unobserved: attention that could not be observed, with the reason.
     """
 
     def __init__(self, observed: ObservedModel, measurements: Measurements) -> None:
@@ -38,6 +39,7 @@ class TappedModel:
         self._exit = ExitStack()
         self._inputs = set(inspect.signature(observed.module.forward).parameters)
         self.halved: list[int] = []
+        self.unobserved: dict[Site, str] = {}
 
     def __enter__(self) -> Self:
         sites = {site for site, _ in self._template}
@@ -52,6 +54,7 @@ class TappedModel:
         )
         if self._attention:
             self._exit.enter_context(self._attention)
+            self.unobserved = self._attention.unobserved
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -22,9 +22,10 @@ from outlierscope.scanning.forward import TappedModel
 from outlierscope.scanning.judging import describe_criteria, judge
 from outlierscope.scanning.plan import plan
 from outlierscope.scanning.progress import Progress, discard_progress, load_progress, save_progress
-from outlierscope.scanning.scan import Scan, check_folder, clear_folder, not_observed
+from outlierscope.scanning.scan import Scan, check_folder, clear_folder
 from outlierscope.scanning.selfcheck import check_taps
 from outlierscope.scanning.settings import ScanSettings
+from outlierscope.scanning.unobserved import not_observed
 from outlierscope.version import versions
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from outlierscope.corpus.corpus import Corpus
     from outlierscope.criteria.criterion import Criterion
     from outlierscope.model.observed import ObservedModel
+    from outlierscope.model.sites import Site
     from outlierscope.stats.measurements import Measurements
     from outlierscope.stats.weights import MatrixSummary
 
@@ -137,12 +139,17 @@ def scan(
         listener,
         seconds_between_saves,
     )
-    checks = _read(run)
-    return _conclude(run, checks)
+    with model.evaluating():
+        checks, unobserved = _read(run)
+        return _conclude(run, checks, unobserved)
 
 
-def _read(run: _Run) -> dict[str, float]:
-    """Every batch that is left, one after the other; the state is saved every so often."""
+def _read(run: _Run) -> tuple[dict[str, float], dict[Site, str]]:
+    """Every batch that is left, one after the other; the state is saved every so often.
+
+    Returns:
+        What the self-check measured, and the attention that could not be observed, with reasons.
+    """
     first = next(run.corpus.batches())
     checks = check_taps(run.observed, run.measurements, first)
     saved = time.monotonic()
@@ -164,10 +171,10 @@ def _read(run: _Run) -> dict[str, float]:
             if run.folder is not None and time.monotonic() - saved >= run.seconds_between_saves:
                 save_progress(run.folder, run.progress, run.measurements, run.identity)
                 saved = time.monotonic()
-    return checks
+    return checks, tapped.unobserved
 
 
-def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
+def _conclude(run: _Run, checks: dict[str, float], unobserved: dict[Site, str]) -> Scan:
     """Weights, criteria, contexts, examples; then the files, if there is a folder."""
     observed, progress = run.observed, run.progress
     run.listener("looking at the weights", 0, None)
@@ -204,7 +211,7 @@ def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
         "self_check": checks,
         "read": vars(progress) | {"class_names": list(run.corpus.class_names)},
         "nonfinite": _nonfinite(run.measurements),
-        "not_observed": not_observed(observed.anatomy, run.settings, not_applied),
+        "not_observed": not_observed(observed.anatomy, run.settings, not_applied, unobserved),
         "identity": run.identity,
     }
     examples = collect_examples(observed, run.corpus, findings)

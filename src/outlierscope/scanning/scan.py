@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlierscope.criteria.catalogue import choose_criteria
-from outlierscope.criteria.criterion import Corpus, NotApplied
+from outlierscope.criteria.criterion import Corpus
 from outlierscope.errors import UserError
-from outlierscope.model.sites import LAYER_SITES, STACK_SITES, Site
+from outlierscope.model.sites import Site
 from outlierscope.scanning.evidence import ScanEvidence
 from outlierscope.scanning.findings import read_findings, to_parquet
 from outlierscope.scanning.plan import plan
@@ -223,33 +223,6 @@ def clear_folder(folder: Path) -> None:
     """Make an old scan incomplete, so that it is not taken for whole while a new one is written over it."""
     (folder / MANIFEST).unlink(missing_ok=True)
     discard_progress(folder)
-
-
-def not_observed(
-    anatomy: Anatomy, settings: ScanSettings, not_applied: list[NotApplied]
-) -> list[dict[str, Any]]:
-    """What a reader must not take for absent: sites without statistics, rules without enough data."""
-    rows: list[dict[str, Any]] = []
-    if anatomy.proved is not True:
-        rows.append({"what": "anatomy", "why": anatomy.reason or "no attention stack was found"})
-    by_reason: dict[tuple[str, str], list[int | None]] = {}
-    for site, why in anatomy.missing.items():
-        by_reason.setdefault((f"{site.stack} {site.name}", why), []).append(site.layer)
-    rows += [
-        {"what": what, "why": why, "layers": [layer for layer in layers if layer is not None]}
-        for (what, why), layers in by_reason.items()
-    ]
-    left_out = [
-        name for name in (*STACK_SITES, *LAYER_SITES) if name not in settings.sites and anatomy.sites(name)
-    ]
-    left_out = [name for name in left_out if name not in ("q", "k", "v", "pattern", "resid_pre")]
-    if left_out:
-        rows.append({"what": ", ".join(left_out), "why": "not asked for; add them with --sites"})
-    rows += [{"what": item.criterion, "why": item.reason} for item in not_applied]
-    rows.append(
-        {"what": "generation", "why": "a scan reads given text; what the model writes itself is not observed"}
-    )
-    return rows
 
 
 def _texts_of(findings: pa.Table) -> dict[int, str]:

@@ -1,0 +1,43 @@
+"""What was not observed, and why: absence of evidence must not be taken for evidence of absence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from outlierscope.model.sites import LAYER_SITES, STACK_SITES
+
+if TYPE_CHECKING:
+    from outlierscope.criteria.criterion import NotApplied
+    from outlierscope.model.anatomy import Anatomy
+    from outlierscope.model.sites import Site
+    from outlierscope.scanning.settings import ScanSettings
+
+
+def not_observed(
+    anatomy: Anatomy,
+    settings: ScanSettings,
+    not_applied: list[NotApplied],
+    unobserved: dict[Site, str],
+) -> list[dict[str, Any]]:
+    """What a reader must not take for absent: sites without statistics, rules without enough data."""
+    rows: list[dict[str, Any]] = []
+    if anatomy.proved is not True:
+        rows.append({"what": "anatomy", "why": anatomy.reason or "no attention stack was found"})
+    by_reason: dict[tuple[str, str], list[int | None]] = {}
+    for site, why in (anatomy.missing | unobserved).items():
+        by_reason.setdefault((f"{site.stack} {site.name}", why), []).append(site.layer)
+    rows += [
+        {"what": what, "why": why, "layers": [layer for layer in layers if layer is not None]}
+        for (what, why), layers in by_reason.items()
+    ]
+    left_out = [
+        name for name in (*STACK_SITES, *LAYER_SITES) if name not in settings.sites and anatomy.sites(name)
+    ]
+    left_out = [name for name in left_out if name not in ("q", "k", "v", "pattern", "resid_pre")]
+    if left_out:
+        rows.append({"what": ", ".join(left_out), "why": "not asked for; add them with --sites"})
+    rows += [{"what": item.criterion, "why": item.reason} for item in not_applied]
+    rows.append(
+        {"what": "generation", "why": "a scan reads given text; what the model writes itself is not observed"}
+    )
+    return rows
