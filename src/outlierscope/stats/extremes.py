@@ -143,13 +143,13 @@ class Extremes(Stat["Observation"]):
         wins = peaks > bar
         if self._last > int(seen.batch.sequence_ids.min()):
             wins |= peaks == bar  # an equal value wins over one of a later sequence
-        if not bool(wins.any()):
+        slot, dim = (torch.from_numpy(index) for index in wins.numpy().nonzero())  # [W]
+        if not len(slot):
             return None
-        slot, dim = wins.nonzero(as_tuple=True)  # [W]
-        token_class, peak = plan.slot_class[slot], peaks[slot, dim]
-        cell = token_class * self.value.shape[1] + dim
+        peak = peaks[slot, dim]
+        cell = plan.slot_class[slot] * self.value.shape[1] + dim
         best = torch.full((self.value.numel(),), -1.0).scatter_reduce(0, cell, peak, "amax")
-        highest = peak == best[cell]
+        highest = peak == best.index_select(0, cell)
         return _locate(seen, slot[highest], dim[highest], peak[highest])
 
     def _record(self, found: Found) -> None:
@@ -208,12 +208,15 @@ def _locate(seen: Observation, slot: Tensor, dim: Tensor, peak: Tensor) -> Found
     length, dims = order.shape[1], seen.tensor.shape[2]
     rows, entries = [], []
     for part in _chunks(plan.slot_length[slot]):
+        # Each entry is compared with every row of its slot: E pairs (entry, row).
         size = plan.slot_length[slot[part]]
-        entry = torch.repeat_interleave(size)  # [E] index into the part
-        offset = torch.arange(len(entry)) - (size.cumsum(0) - size - plan.slot_start[slot[part]])[entry]
-        row = plan.slot_rows[offset]  # [E]
-        values = flat[(row * dims + dim[part][entry]).to(flat.device)].float().cpu()
-        hit = values.abs_() == peak[part][entry]
+        entry = torch.repeat_interleave(size)  # [E]
+        start = plan.slot_start[slot[part]] - (size.cumsum(0) - size)
+        place = start.index_select(0, entry).add_(torch.arange(len(entry)))
+        row = plan.slot_rows.index_select(0, place)  # [E]
+        index = (row * dims).add_(dim[part].index_select(0, entry))
+        values = flat.index_select(0, index.to(flat.device)).float().cpu().abs_()
+        hit = (values == peak[part].index_select(0, entry)).numpy().nonzero()[0]
         rows.append(row[hit])
         entries.append(entry[hit] + part.start)
     row, entry = torch.cat(rows), torch.cat(entries)
@@ -231,7 +234,7 @@ def _locate(seen: Observation, slot: Tensor, dim: Tensor, peak: Tensor) -> Found
         dims,
         cell // dims,
         dim,
-        flat[(row * dims + dim).to(flat.device)].float().cpu(),
+        flat.index_select(0, (row * dims + dim).to(flat.device)).float().cpu(),
         ids,
         order.positions.flatten()[row],
         seen.batch.token_ids.cpu().flatten()[row],

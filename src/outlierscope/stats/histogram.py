@@ -99,7 +99,7 @@ class LogHistogram(_Histogram):
     @override
     def update(self, seen: Observation) -> None:
         for sequence in seen.filled:
-            self.counts = self.counts + seen.magnitudes(sequence).counts
+            self.counts = self.counts + seen.magnitude_counts(sequence)
 
     @override
     def merge(self, other: LogHistogram) -> None:

@@ -107,19 +107,19 @@ def read_beyond(seen: Observation, centre: Array, limit: Array) -> Located:
         return Located.nothing()
     flat = seen.tensor.detach().reshape(-1, dims)
     device = flat.device
-    centres, limits = torch.from_numpy(centre), torch.from_numpy(limit)
-    every = 4 * len(columns) > dims  # whole rows are read faster than many single values
+    centres, limits, bars = torch.from_numpy(centre), torch.from_numpy(limit), torch.from_numpy(least).float()
     parts = []
-    for chunk in torch.split(rows, max(1, CHUNK_ELEMENTS // (dims if every else len(columns)))):
-        where = chunk.to(device)
-        values = flat.index_select(0, where) if every else flat[where[:, None], columns.to(device)]
+    for chunk in torch.split(rows, max(1, CHUNK_ELEMENTS // dims)):
         sequences, places = chunk // order.shape[1], chunk % order.shape[1]  # [R]
-        distance = (values.double() - centres[sequences, None].to(device)).abs_()  # [R, D]
-        row, column = (distance > limits[sequences, None].to(device)).nonzero(as_tuple=True)
-        found = values[row, column].float().cpu()
-        row, column = row.cpu(), column.cpu()
-        dim = column if every else columns[column]
-        parts.append(Located.at(sequences[row], places[row], dim, found))
+        values = flat.index_select(0, chunk.to(device)).index_select(1, columns.to(device)).float()  # [R, D]
+        near = values.abs() >= bars[sequences, None].to(device)
+        row, column = (torch.from_numpy(index) for index in near.cpu().numpy().nonzero())  # [K]
+        found = values[row.to(device), column.to(device)].cpu()
+        sequence = sequences[row]
+        passed = (found.double() - centres[sequence]).abs() > limits[sequence]
+        parts.append(
+            Located.at(sequence[passed], places[row[passed]], columns[column[passed]], found[passed])
+        )
     return parts[0] if len(parts) == 1 else Located.joined(*parts)
 
 

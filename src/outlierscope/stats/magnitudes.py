@@ -87,6 +87,5 @@ def _figures(seen: Observation, sequence: int) -> Tensor:
     values = seen.tensor.detach().reshape(-1, seen.tensor.shape[2])[rows].float().abs().flatten()
     top = values.topk(min(3, len(values))).values.double().cpu()
     top = torch.cat([top, top[-1:].expand(3 - len(top))])
-    usual = seen.magnitudes(sequence)
-    rest = [usual.quantile_9999, usual.median, seen.mean_abs(sequence)]
+    rest = [seen.quantile_9999(sequence), seen.median(sequence), seen.mean_abs(sequence)]
     return torch.cat([top, torch.tensor(rest, dtype=torch.float64)])

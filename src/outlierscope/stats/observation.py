@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from outlierscope.stats.digest import Digest, digest_tensor
-from outlierscope.stats.sequence_magnitudes import SequenceMagnitudes
+from outlierscope.stats.sequence_magnitudes import count_magnitudes, select_ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,8 @@ class Observation:
     batch: Batch
     scratch: dict[Any, Any] = field(default_factory=dict)
     _events: dict[EventRule, Located] = field(default_factory=dict, init=False, repr=False)
-    _magnitudes: dict[int, SequenceMagnitudes] = field(default_factory=dict, init=False, repr=False)
+    _counts: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _ranks: dict[int, tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
     _means: dict[int, float] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -60,11 +61,28 @@ class Observation:
             self._events[rule] = rule.find(self)
         return self._events[rule]
 
-    def magnitudes(self, sequence: int) -> SequenceMagnitudes:
-        """Histogram, median and .9999 quantile of abs(x) over all values of one sequence; dear."""
-        if sequence not in self._magnitudes:
-            self._magnitudes[sequence] = SequenceMagnitudes.of(self.values(sequence))
-        return self._magnitudes[sequence]
+    def magnitude_counts(self, sequence: int) -> Tensor:
+        """[BINS] int64 histogram of abs(x) over all values of one sequence; see ``LogHistogram``."""
+        if sequence not in self._counts:
+            self._counts[sequence] = count_magnitudes(self.values(sequence))
+        return self._counts[sequence]
+
+    def median(self, sequence: int) -> float:
+        """Exact median of abs(x) over all values of one sequence; the mean of the middle two if even."""
+        return self._ranked(sequence)[0]
+
+    def quantile_9999(self, sequence: int) -> float:
+        """Exact .9999 quantile of abs(x) over all n values of one sequence: the ceil(.9999 n)-th smallest."""
+        return self._ranked(sequence)[1]
+
+    def _ranked(self, sequence: int) -> tuple[float, float]:
+        if sequence not in self._ranks:
+            values = self.values(sequence)
+            n = values.numel()
+            ranks = ((n + 1) // 2, n // 2 + 1, -(-9999 * n // 10000))
+            lower, upper, quantile = select_ranks(values, self.magnitude_counts(sequence), ranks)
+            self._ranks[sequence] = (lower + upper) / 2, quantile
+        return self._ranks[sequence]
 
     def mean_abs(self, sequence: int) -> float:
         """Mean of abs(x) over all values of one sequence."""

@@ -86,7 +86,7 @@ class Massive(EventRule):
         norms = seen.digest.inf_norms  # [B]
         median = np.full_like(norms, np.inf)
         for sequence in (norms > self.absolute).nonzero()[0].tolist():
-            median[sequence] = seen.magnitudes(sequence).median
+            median[sequence] = seen.median(sequence)
         found = read_beyond(seen, np.zeros_like(median), np.maximum(self.ratio * median, self.absolute))
         medians = torch.from_numpy(median)
         found.score = found.value.double().abs() / medians[found.sequence]

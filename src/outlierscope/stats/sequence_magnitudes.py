@@ -1,55 +1,13 @@
-"""SequenceMagnitudes: exact figures of abs(x) over one sequence's tensor; dear, so computed once."""
+"""Exact figures of abs(x) over one sequence's tensor; dear."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import numpy as np
 import torch
 from torch import Tensor
 
 BINS = 32768
 """One bin for each pattern of the upper 16 bits of a float32 without its sign (which are a bfloat16)."""
-
-
-@dataclass(frozen=True)
-class SequenceMagnitudes:
-    """Figures of abs(x) over all values of one sequence.
-
-    Attributes:
-        counts: [BINS] int64 histogram (see ``magnitude_bins``).
-        median: exact; the mean of the middle two of an even number.
-        quantile_9999: exact; the ceil(.9999 n)-th smallest.
-    """
-
-    counts: Tensor
-    median: float
-    quantile_9999: float
-
-    @classmethod
-    def of(cls, values: Tensor) -> SequenceMagnitudes:
-        """Of float32 ``values`` (at least one, finite) on any device.
-
-        >>> SequenceMagnitudes.of(torch.tensor([4.0, -1.0, 3.0, 2.0])).median
-        2.5
-
-        One counting pass finds the bins in which the wanted ranks lie; only these are sorted. A sort of
-        everything, or ``torch.median``, costs many times as much.
-        """
-        bins = magnitude_bins(values).flatten()
-        counts = torch.bincount(bins, minlength=BINS)
-        cumulative = counts.cumsum(0)
-        n = bins.numel()
-        ranks = torch.tensor([(n + 1) // 2, n // 2 + 1, -(-9999 * n // 10000)], device=bins.device)
-        places = torch.searchsorted(cumulative, ranks)
-        within = (ranks - (cumulative[places] - counts[places])).tolist()  # from 1
-        ordered = {
-            place: values.flatten()[bins == place].abs().sort().values
-            for place in dict.fromkeys(places.tolist())
-        }
-        lower, upper, quantile = (
-            float(ordered[place][rank - 1]) for place, rank in zip(places.tolist(), within, strict=True)
-        )
-        return cls(counts.cpu(), (lower + upper) / 2, quantile)
 
 
 def magnitude_bins(values: Tensor) -> Tensor:
@@ -59,3 +17,33 @@ def magnitude_bins(values: Tensor) -> Tensor:
     [0, 16256, 16256]
     """
     return (values.view(torch.int32) >> 16).bitwise_and_(0x7FFF)
+
+
+def count_magnitudes(values: Tensor) -> Tensor:
+    """[BINS] int64 histogram of abs(x) of float32 ``values`` of any shape; on the CPU."""
+    return torch.bincount(magnitude_bins(values).flatten(), minlength=BINS).cpu()
+
+
+def select_ranks(values: Tensor, counts: Tensor, ranks: tuple[int, ...]) -> list[float]:
+    """The ``rank``-th smallest abs(x), from 1, of float32 ``values``, for each of the ascending ranks; exact.
+
+    >>> values = torch.tensor([4.0, -1.0, 3.0, 2.0])
+    >>> select_ranks(values, count_magnitudes(values), (1, 3))
+    [1.0, 3.0]
+
+    The histogram tells in which bin a rank lies, and only what that bin holds is sorted. A sort of
+    everything, or ``torch.median``, costs many times as much.
+    """
+    cumulative = counts.numpy().cumsum()
+    bins = magnitude_bins(values).flatten().cpu().numpy()
+    flat = values.flatten()
+    held: dict[int, Tensor] = {}
+    found = []
+    for rank in ranks:
+        place = int(np.searchsorted(cumulative, rank))
+        if place not in held:
+            inside = torch.from_numpy((bins == place).nonzero()[0])
+            held[place] = flat.index_select(0, inside.to(flat.device)).abs().sort().values
+        before = int(cumulative[place - 1]) if place else 0
+        found.append(float(held[place][rank - before - 1]))
+    return found
