@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from outlierscope.criteria.finding import Finding
 from outlierscope.criteria.heads import head_of, head_of_same_index
 from outlierscope.criteria.located import class_name, sampling
@@ -43,18 +46,18 @@ class PairRow:
     position: int
 
 
-def pair_rows(pairs: Pairs) -> Iterator[list[PairRow]]:
-    """The rows of each dim in turn (they are sorted by dim)."""
-    columns = [getattr(pairs, item.name).tolist() for item in fields(PairRow)]
-    group: list[PairRow] = []
-    for values in zip(*columns, strict=True):
-        row = PairRow(*values)
-        if group and row.dim != group[0].dim:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
+def dim_bounds(pairs: Pairs) -> list[tuple[int, int]]:
+    """First and one past the last row of each dim (rows are sorted by dim)."""
+    if not len(pairs):
+        return []
+    counts = torch.bincount(pairs.dim)
+    stops = counts[counts > 0].cumsum(0).tolist()
+    return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+def pair_row(pairs: Pairs, index: int) -> PairRow:
+    """One row as plain numbers."""
+    return PairRow(*(getattr(pairs, item.name)[index].item() for item in fields(PairRow)))
 
 
 @dataclass(frozen=True)
@@ -83,20 +86,24 @@ class EventSite:
         """One row per dim, placed at its value of largest magnitude."""
         by_dim = self.events.by_dim.tolist()
         common = self._common()
-        for group in pair_rows(self.events.pairs):
-            strongest = max(group, key=lambda row: (abs(row.value), -row.sequence, -row.position))
+        pairs = self.events.pairs
+        order = np.lexsort((pairs.position.numpy(), pairs.sequence.numpy(), -pairs.value.abs().numpy()))
+        rank = np.empty_like(order)  # of every row, the strongest first
+        rank[order] = np.arange(len(order))
+        for start, stop in dim_bounds(pairs):
+            strongest = pair_row(pairs, start + int(rank[start:stop].argmin()))
             finding = self._finding(strongest, by_dim[strongest.dim], common)
-            finding.extra["top_tokens"] = self._top_tokens(group)
+            finding.extra["top_tokens"] = self._top_tokens(pairs, start, stop)
             yield finding
 
     def by_dim_and_token(self) -> Iterator[Finding]:
         """One row per dim and token id."""
         common = self._common()
-        for group in pair_rows(self.events.pairs):
-            for row in group:
-                finding = self._finding(row, row.count, common)
-                finding.extra["carried"] = row.carried
-                yield finding
+        for index in range(len(self.events.pairs)):
+            row = pair_row(self.events.pairs, index)
+            finding = self._finding(row, row.count, common)
+            finding.extra["carried"] = row.carried
+            yield finding
 
     def _common(self) -> dict[str, Any]:
         names = bucket_names()
@@ -166,8 +173,10 @@ class EventSite:
         found = here.nonzero().flatten().tolist()
         return class_name(self.evidence, found[0]) if found else None
 
-    def _top_tokens(self, group: list[PairRow]) -> list[dict[str, Any]]:
-        most = sorted(group, key=lambda row: (-row.count, row.token_id))[:TOP_TOKENS]
+    def _top_tokens(self, pairs: Pairs, start: int, stop: int) -> list[dict[str, Any]]:
+        """The most frequent tokens of one dim; the smaller id first where counts are equal."""
+        order = pairs.count[start:stop].argsort(descending=True, stable=True)[:TOP_TOKENS].tolist()
+        rows = [pair_row(pairs, start + index) for index in order]
         return [
             {
                 "token_id": row.token_id,
@@ -175,5 +184,5 @@ class EventSite:
                 "count": row.count,
                 "value": row.value,
             }
-            for row in most
+            for row in rows
         ]

@@ -109,15 +109,24 @@ def per_token_noise(magnitudes: Magnitudes, ranges: Magnitudes, levels: int = IN
     A token's range and its elements are taken as independent (only their two histograms are kept), except
     that no element is larger than its token's range.
     """
-    lower, upper = magnitudes.lower, magnitudes.upper
+    counts, lower, upper = magnitudes.counts, magnitudes.lower, magnitudes.upper
+    before = torch.cat([counts.new_zeros(1), counts.cumsum(0)])  # [n + 1] elements below each bin
+    lost = counts * (lower**2 + lower * upper + upper**2) / 3  # [n] energy of each bin
+    lost_before = torch.cat([counts.new_zeros(1), lost.cumsum(0)])
     total, tokens = 0.0, 0.0
-    for top, count in _grouped(ranges):
-        allowed = lower <= top
-        errors = rounding_error(lower[allowed], upper[allowed], top / levels)
-        counts = magnitudes.counts[allowed]
-        if len(counts):
-            total += count * float((counts * errors).sum()) / float(counts.sum())
-        tokens += count
+    for top, number in _grouped(ranges):
+        step = top / levels
+        end = int(torch.searchsorted(lower, top, right=True))
+        # Far below the step everything is lost, far above it the error is step^2 / 12: only between is work.
+        small = min(int(torch.searchsorted(upper, step / 2, right=True)), end)
+        large = min(int(torch.searchsorted(lower, 8 * step)), end)
+        between = slice(small, max(small, large))
+        error = float(lost_before[small])
+        error += float((counts[between] * rounding_error(lower[between], upper[between], step)).sum())
+        error += float(before[end] - before[between.stop]) * step**2 / 12
+        if end:
+            total += number * error / float(before[end])
+        tokens += number
     return total / tokens if tokens else 0.0
 
 
