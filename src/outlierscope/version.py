@@ -15,5 +15,5 @@ def versions() -> dict[str, str]:
     return {
         "outlierscope": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
+        **{name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors", "numpy")},
     }

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from outlierscope.model.discovery import discover
-from outlierscope.model.example_inputs import example_inputs
+from outlierscope.model.discovery.discover import discover
+from outlierscope.model.discovery.example_inputs import example_inputs
 from outlierscope.model.sites import Site
 from outlierscope.model.taps import Taps
 from tests.model.families import BY_NAME

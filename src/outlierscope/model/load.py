@@ -11,9 +11,9 @@ import torch
 
 from outlierscope.errors import UserError
 from outlierscope.model.device import GIBIBYTE, check_memory, pick_device, pick_dtype
+from outlierscope.model.files.shards import BITS, indexed_shards, read_shards, some
+from outlierscope.model.files.source import Source, find_source, first_line
 from outlierscope.model.observed import ObservedModel
-from outlierscope.model.shards import BITS, indexed_shards, read_shards, some
-from outlierscope.model.source import Source, find_source, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

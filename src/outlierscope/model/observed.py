@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from outlierscope.model.fingerprint import fingerprint
-from outlierscope.model.versions import versions
+from outlierscope.version import versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +68,7 @@ class ObservedModel:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The proved map from sites to modules; found on first use."""
-        from outlierscope.model.discovery import discover
+        from outlierscope.model.discovery.discover import discover
 
         return discover(self.module)
 

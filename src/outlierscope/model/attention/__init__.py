@@ -1,0 +1,1 @@
+"""Looking at attention patterns while they pass, by two routes."""

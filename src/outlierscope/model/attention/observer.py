@@ -1,0 +1,135 @@
+"""AttentionObserver: looks at every layer's attention pattern without keeping it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from outlierscope.model.attention.exact import EXACT, WATCHED, eager_function
+from outlierscope.model.attention.observed_pass import AttentionPass
+from outlierscope.model.attention.registry import RegistryWatch
+from outlierscope.model.attention.returned import ReturnedWatch
+from outlierscope.model.sites import Site
+from outlierscope.model.taps import Taps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from outlierscope.corpus.batch import Batch
+    from outlierscope.model.anatomy import Anatomy
+    from outlierscope.stats.attention_observation import AttentionObservation, PatternBlock
+
+
+class AttentionObserver:
+    """A context manager under which the attention of dear batches is computed exactly and consumed.
+
+    Batches that are not dear pass through the very attention that the model came with, at no cost. The model
+    is left as it was found. Dropout must be off (``module.eval()``).
+
+    Args:
+        module: the model; ``anatomy``'s module names are relative to it.
+        anatomy: its map; layers with an ``attention`` are observed.
+        consume: called once a layer and dear batch.
+        on_block: called with every block of a pattern while it is at hand, for saving examples.
+
+    Attributes:
+        unobserved: sites whose attention could not be observed in some batch, with the reason.
+
+    Raises:
+        RuntimeError: on entering, when the model is being observed already.
+        ProofError: on entering, when a family has no eager attention; during a forward pass, when what a
+            layer computes is no attention pattern.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        anatomy: Anatomy,
+        consume: Callable[[AttentionObservation], None],
+        on_block: Callable[[PatternBlock], None] | None = None,
+    ) -> None:
+        self._module = module
+        self._anatomy = anatomy
+        self._consume = consume
+        self._on_block = on_block
+        self._registry: dict[nn.Module, RegistryWatch] = {}
+        self._returned: dict[Site, ReturnedWatch] = {}  # by the layer's z
+        self._taps: Taps | None = None
+        # Each configuration with its attention implementation and whether attentions are asked for.
+        self._saved: list[tuple[Any, Any, Any]] = []
+        self.unobserved: dict[Site, str] = {}
+
+    def __enter__(self) -> Self:
+        for stack in self._anatomy.stacks.values():
+            for layer in stack.layers:
+                if layer.attention is None:
+                    continue
+                site = Site(stack.name, layer.index, "pattern")
+                attention = self._module.get_submodule(layer.attention.module)
+                if layer.attention.route == "registry":
+                    eager_function(attention)
+                    # Layers that share their weights share the module, and call it in turn.
+                    watch = self._registry.setdefault(attention, RegistryWatch(layer.attention.causal))
+                    watch.sites.append(site)
+                else:
+                    z = self._anatomy.canonical(Site(stack.name, layer.index, "z"))
+                    tapped = self._anatomy.has(z)
+                    self._returned[z] = ReturnedWatch(self._module, layer, site, z_tapped=tapped)
+        if any(attention in WATCHED for attention in self._registry):
+            self._forget()
+            raise RuntimeError("the attention of this model is being observed already")
+        for config in self._configs():
+            self._saved.append((config, config._attn_implementation_internal, config._output_attentions))
+        WATCHED.update(self._registry)
+        for returned in self._returned.values():
+            returned.attach()
+        tapped_sites = [z for z in self._returned if self._anatomy.has(z)]
+        if tapped_sites:
+            self._taps = Taps(self._module, self._anatomy, tapped_sites, self._take_z)
+            self._taps.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+        for attention in self._registry:
+            WATCHED.pop(attention, None)
+        for returned in self._returned.values():
+            returned.detach()
+        if self._taps is not None:
+            self._taps.remove()
+        self._forget()
+
+    def begin(self, batch: Batch) -> None:
+        """Get ready for the forward pass of a batch: exact where it is dear, the model's own otherwise."""
+        now = AttentionPass(batch, self._consume, self._on_block, self.unobserved) if batch.dear else None
+        for watch in self._registry.values():
+            watch.begin_pass(now)
+        for returned in self._returned.values():
+            returned.begin_pass(now)
+        self._restore()
+        if batch.dear:
+            for config, _, _ in self._saved:
+                config._attn_implementation_internal = EXACT if self._registry else "eager"
+                config._output_attentions = bool(self._returned)
+
+    def _take_z(self, site: Site, z: Tensor) -> None:
+        self._returned[site].take_z(z)
+
+    def _restore(self) -> None:
+        for config, implementation, output_attentions in self._saved:
+            config._attn_implementation_internal = implementation
+            config._output_attentions = output_attentions
+
+    def _forget(self) -> None:
+        self._registry, self._returned, self._saved, self._taps = {}, {}, [], None
+
+    def _configs(self) -> list[Any]:
+        """The configurations by which the observed modules attend, and by which their masks are made."""
+        attentions = set(self._registry) | {returned.attention for returned in self._returned.values()}
+        found: dict[int, Any] = {}
+        for part in self._module.modules():
+            config = getattr(part, "config", None)
+            if hasattr(config, "_attn_implementation_internal") and not attentions.isdisjoint(part.modules()):
+                found[id(config)] = config
+        return list(found.values())

@@ -1,0 +1,69 @@
+"""RegistryWatch: reduces the attention of a module that dispatches through transformers' registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from outlierscope.stats.attention_observation import PatternBlock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from outlierscope.model.attention.observed_pass import AttentionPass
+    from outlierscope.model.sites import Site
+    from outlierscope.stats.attention_observation import AttentionReduction
+
+
+@dataclass
+class RegistryWatch:
+    """The observer's end of ``exact_attention`` for one attention module.
+
+    Attributes:
+        sites: ``pattern`` of the layers that call the module, in their order.
+        causal: whether these layers hide later keys.
+    """
+
+    causal: bool
+    sites: list[Site] = field(default_factory=list)
+    _pass: AttentionPass | None = None
+    _calls: int = 0
+    _reduction: AttentionReduction | None = None
+
+    def begin_pass(self, now: AttentionPass | None) -> None:
+        """Forget the last forward pass; ``None`` where the next one is not observed."""
+        self._pass, self._calls, self._reduction = now, 0, None
+
+    def begin(self, query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+        """Before the first block of a call: whether this call is observed."""
+        self._reduction = None
+        if self._pass is None:
+            return False
+        self._calls += 1
+        if self._calls > len(self.sites):
+            self._pass.unobserved[self.sites[-1]] = "its module is called more often than it has layers"
+            return False
+        site = self.sites[self._calls - 1]
+        sequences, heads, queries, _ = query.shape
+        if site.stack != self._pass.batch.stack or not self._pass.fits(
+            site, sequences, queries, key.shape[2]
+        ):
+            return False
+        self._reduction = self._pass.masked(site, heads, query.device, mask=mask, causal=self.causal)
+        return True
+
+    def block(self, sequences: slice, queries: slice, pattern: Tensor) -> None:
+        """One block of the pattern, [b, H, q, T]."""
+        assert self._pass is not None  # noqa: S101  (begin returned true)
+        assert self._reduction is not None  # noqa: S101
+        self._reduction.add(sequences, queries, pattern)
+        if self._pass.on_block is not None:
+            site = self._reduction.site
+            self._pass.on_block(PatternBlock(site, self._pass.batch, sequences, queries, pattern))
+
+    def end(self, value: Tensor, output: Tensor, *, sums_to_one: bool) -> None:
+        """After the last block: ``value`` is [B, G, T, d_head], ``output`` [B, T, H, d_head]."""
+        assert self._pass is not None  # noqa: S101
+        assert self._reduction is not None  # noqa: S101
+        reduction, self._reduction = self._reduction, None
+        self._pass.consume(reduction.finish(value, output, sums_to_one=sums_to_one))

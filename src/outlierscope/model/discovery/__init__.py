@@ -1,0 +1,1 @@
+"""Finding the sites of a model and proving them: recording, search, proof."""

@@ -1,0 +1,38 @@
+"""Data flow: which linear layers a tensor was computed from, read off autograd's graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch.autograd.graph import Node
+
+    from outlierscope.model.discovery.trial import Linear
+
+
+def depends(origin: Node | None, on: Node | None) -> bool:
+    """Whether the tensor with graph node ``origin`` was computed from the one with graph node ``on``."""
+    return on is not None and any(node is on for node in _walk(origin, set()))
+
+
+def last_linears(origin: Node | None, linears: Iterable[Linear]) -> list[Linear]:
+    """The linear layers whose outputs reach a tensor without passing another linear layer."""
+    by_node = {linear.writes.origin: linear for linear in linears if linear.writes.origin is not None}
+    stops = set(by_node)
+    found = [by_node[node] for node in _walk(origin, stops) if node in stops]
+    return sorted(found, key=lambda linear: linear.writes.order)
+
+
+def _walk(origin: Node | None, stops: set[Node]) -> Iterable[Node]:
+    waiting = [origin] if origin is not None else []
+    seen: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if node not in stops:
+            waiting.extend(parent for parent, _ in node.next_functions if parent is not None)

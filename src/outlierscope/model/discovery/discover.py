@@ -1,0 +1,190 @@
+"""Discovery: the anatomy of any transformer, found in a tiny forward pass and proved block by block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from outlierscope.errors import ProofError
+from outlierscope.model.anatomy import Anatomy, LayerAnatomy, Matrix, StackAnatomy, Tap
+from outlierscope.model.discovery.blocks import Block, BlockList, find_block_lists, record_whole
+from outlierscope.model.discovery.example_inputs import example_inputs
+from outlierscope.model.discovery.layers import INNER_SITES, block_anatomy, is_causal
+from outlierscope.model.discovery.recording import returned_patterns
+from outlierscope.model.discovery.trial import RandomParameters, run_trial
+from outlierscope.model.sites import Site
+
+if TYPE_CHECKING:
+    from outlierscope.model.discovery.recording import Recording
+
+
+FEW_PARAMETERS = 2**30
+"""Below this, threads cost more than they give on a few tokens (twenty times the time on a busy machine)."""
+
+
+def discover(module: nn.Module) -> Anatomy:
+    """Find and prove the anatomy of a model.
+
+    Args:
+        module: a Hugging Face model; names in the anatomy are relative to it. It is left as it was.
+
+    Returns:
+        The anatomy; ``proved`` is ``None`` where there is no stack of blocks that attend, and ``False`` (with
+        a reason) where some block's residual identities could not be proved; its sites are then in
+        ``missing``.
+
+    Raises:
+        UserError: where no input can be made for the model.
+    """
+    was_training = [part for part in module.modules() if part.training]
+    threads = torch.get_num_threads()
+    module.eval()
+    if sum(parameter.numel() for parameter in module.parameters()) < FEW_PARAMETERS:
+        torch.set_num_threads(1)
+    try:
+        return _discover(module)
+    finally:
+        torch.set_num_threads(threads)
+        for part in was_training:
+            part.training = True
+
+
+def _discover(module: nn.Module) -> Anatomy:
+    inputs = example_inputs(module)
+    try:
+        recording, route = record_whole(module, inputs)
+    except Exception as error:  # foreign code may fail in any way; the reason goes into the anatomy
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Anatomy({}, False, f"a tiny forward pass of {type(module).__name__} failed ({message})")
+    stacks: dict[str, StackAnatomy] = {}
+    reasons = []
+    for blocks in find_block_lists(module, recording, route):
+        stack, reason = _discover_stack(module, blocks, recording, taken=frozenset(stacks))
+        stacks[stack.name] = stack
+        reasons += [reason] if reason else []
+    if not stacks:
+        return Anatomy({}, None, f"{type(module).__name__} has no stack of blocks that attend")
+    return Anatomy(stacks, not reasons, "; ".join(reasons))
+
+
+def _discover_stack(
+    root: nn.Module, found: BlockList, whole: Recording, taken: frozenset[str]
+) -> tuple[StackAnatomy, str]:
+    """The anatomy of one stack, and why it is not proved (or nothing)."""
+    name = _stack_name(root, found, whole)
+    if name in taken:
+        name = f"{name}_{len(taken)}"
+    parameters = RandomParameters()
+    layers, reasons = [], []
+    for index, block in enumerate(found.blocks):
+        layer, reason = _discover_layer(root, block, index, name, found, whole, parameters)
+        layers.append(layer)
+        if reason:
+            reasons.append(f"layer {index}: {reason}")
+    width = whole.find(found.blocks[0].entrance).value.shape[-1] if found.blocks else 0
+    stack = StackAnatomy(name, width, layers)
+    if found.trouble or not found.blocks:
+        stack.missing |= dict.fromkeys(("embed", "final_norm"), found.trouble or "no block was run")
+        return stack, found.trouble or "no block was run"
+    stack.taps["embed"] = found.blocks[0].entrance
+    reasons += _join(stack, found, whole)
+    _find_final_norm(root, stack, found, whole)
+    return stack, _shorten(reasons)
+
+
+def _discover_layer(
+    root: nn.Module,
+    block: Block,
+    index: int,
+    stack: str,
+    found: BlockList,
+    whole: Recording,
+    parameters: RandomParameters,
+) -> tuple[LayerAnatomy, str]:
+    if found.trouble:
+        return LayerAnatomy(
+            index, block.module, "unknown", missing=dict.fromkeys(INNER_SITES, found.trouble)
+        ), ""
+    try:
+        arguments = whole.arguments[block.module]
+        trial = run_trial(root, block.module, block.entrance, block.exit, arguments, parameters, seed=index)
+        return block_anatomy(trial, index, stack), ""
+    except ProofError as error:
+        reason = str(error)
+    unknown = LayerAnatomy(index, block.module, "unknown", missing=dict.fromkeys(INNER_SITES, reason))
+    unknown.taps |= {"resid_pre": block.entrance, "resid_post": block.exit}
+    return unknown, reason
+
+
+def _join(stack: StackAnatomy, found: BlockList, whole: Recording) -> list[str]:
+    """Alias what enters a block to what left the one before, where it is the same tensor."""
+    reasons = []
+    before = Site(stack.name, None, "embed")
+    tensor = whole.find(found.blocks[0].entrance).value
+    for layer, block in zip(stack.layers, found.blocks, strict=True):
+        entering = whole.find(block.entrance).value
+        if entering.shape == tensor.shape and torch.equal(entering, tensor):
+            layer.aliases["resid_pre"] = before
+            layer.taps.pop("resid_pre", None)
+            layer.identities[f"resid_pre = {before}"] = 0.0
+        else:
+            reasons.append(f"hidden states change between {before} and block {layer.index}")
+        before = Site(stack.name, layer.index, "resid_post")
+        tensor = whole.find(block.exit).value
+    return reasons
+
+
+def _find_final_norm(root: nn.Module, stack: StackAnatomy, found: BlockList, whole: Recording) -> None:
+    last = whole.find(found.blocks[-1].exit)
+    blocks = tuple(block.module + "." for block in found.blocks)
+    for passage in whole.passages:
+        if passage.side != "input" or passage.module.startswith(blocks) or passage.order < last.order:
+            continue
+        through = whole.through(passage.module)
+        if through is None or passage is not through[0] or not _equal(passage.value, last.value):
+            continue
+        module = root.get_submodule(passage.module)
+        if through[1].value.shape == last.value.shape and _forgets_scale(module, last.value):
+            stack.taps["final_norm"] = Tap(passage.module, "output")
+            stack.matrices = [
+                Matrix("norm", passage.module, f"{passage.module}.{name}")
+                for name, _ in module.named_parameters()
+            ]
+            return
+    stack.missing["final_norm"] = "no norm reads the last block's output"
+
+
+def _forgets_scale(module: nn.Module, like: Tensor) -> bool:
+    """Whether a module gives the same for eight times its input, as norms do."""
+    if any(parameter.ndim > 1 for parameter in module.parameters()):
+        return False
+    generator = torch.Generator(like.device).manual_seed(0)
+    hidden = torch.randn(like.shape, generator=generator, device=like.device).to(like.dtype)
+    with torch.no_grad():
+        once, scaled = module(hidden).float(), module(hidden * 8).float()
+    return not _equal(once, hidden.float()) and bool((once - scaled).abs().max() <= 2e-2 * once.abs().max())
+
+
+def _stack_name(root: nn.Module, found: BlockList, whole: Recording) -> str:
+    parts = found.container.split(".")
+    ancestors = [root.get_submodule(".".join(parts[:length])) for length in range(len(parts), -1, -1)]
+    read = next((name for a in ancestors if (name := getattr(a, "main_input_name", None))), "input_ids")
+    if read == "pixel_values":
+        return "vision"
+    if read in ("input_features", "input_values"):
+        return "audio"
+    patterns = [call.pattern for call in whole.attention if call.module in found.attention]
+    if found.route == "returned":
+        patterns = [p.value for p in returned_patterns(whole) if p.module in found.attention]
+    return "decoder" if any(is_causal(pattern) for pattern in patterns) else "encoder"
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)
+
+
+def _shorten(reasons: list[str]) -> str:
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return reasons[0] + more if reasons else ""
