@@ -7,10 +7,13 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from outlierscope.corpus.token_order import TokenOrder
 
 BLOCK_ELEMENTS = 1_500_000
@@ -51,22 +54,20 @@ class Plan:
     Attributes:
         blocks: in the order of reading.
         owners: the sequence (row of the batch) of each part.
-        slot_class: [S] int64 token class of each slot, ascending.
+        slot_class: [S] token class of each slot, ascending.
         slot_rows: int64, rows of all slots.
-        slot_start: [S] int64, where each slot begins in ``slot_rows``.
-        slot_length: [S] int64, and how many rows it has.
+        slot_start: [S] where each slot begins in ``slot_rows``.
+        slot_length: [S] and how many rows it has.
         scattered: (slot, rows) of the slots whose rows are gathered from short runs.
-        class_slots: (class, first slot, last slot + 1) of each class that occurs.
     """
 
     blocks: list[Block]
     owners: list[int]
-    slot_class: Tensor
+    slot_class: NDArray[np.int64]
     slot_rows: Tensor
-    slot_start: Tensor
-    slot_length: Tensor
+    slot_start: NDArray[np.int64]
+    slot_length: NDArray[np.int64]
     scattered: list[tuple[int, Tensor]]
-    class_slots: list[tuple[int, int, int]]
 
 
 @lru_cache(maxsize=16)
@@ -99,7 +100,7 @@ def plan_reading(order: TokenOrder, dims: int) -> Plan:
         + [(token_class, torch.cat(rows), -1) for token_class, rows in short.items()]
     )
     slots.sort(key=lambda slot: (slot[0], slot[2]))
-    lengths = torch.tensor([len(rows) for _, rows, _ in slots], dtype=torch.int64)
+    lengths = np.array([len(rows) for _, rows, _ in slots], dtype=np.int64)
     slot_class = [token_class for token_class, _, _ in slots]
     slot_of = {start: slot for slot, (_, _, start) in enumerate(slots) if start >= 0}
     return Plan(
@@ -114,19 +115,11 @@ def plan_reading(order: TokenOrder, dims: int) -> Plan:
             for group in groups
         ],
         owners=[sequence for sequence, _, _ in parts],
-        slot_class=torch.tensor(slot_class, dtype=torch.int64),
+        slot_class=np.array(slot_class, dtype=np.int64),
         slot_rows=torch.cat([rows for _, rows, _ in slots]) if slots else order.rows,
-        slot_start=lengths.cumsum(0) - lengths,
+        slot_start=lengths.cumsum() - lengths,
         slot_length=lengths,
         scattered=[(slot, rows) for slot, (_, rows, start) in enumerate(slots) if start < 0],
-        class_slots=[
-            (
-                token_class,
-                slot_class.index(token_class),
-                len(slot_class) - slot_class[::-1].index(token_class),
-            )
-            for token_class in dict.fromkeys(slot_class)
-        ],
     )
 
 
