@@ -293,4 +293,8 @@ def test_gemma_dims_400_and_163_at_bos(gemma_folder):
     assert any(json.loads(row["extra"])["all_carried"] for row in massive if row["dim"] == 163)
     assert findings_of(scan, "float16")[0]["dim"] == 163
     worst = findings_of(scan, "int8_per_tensor")
-    assert {row["site"] for row in worst} == {"mlp_post"}
+    assert worst[0]["site"] == "mlp_post"
+    shares = {row["site"]: 0.0 for row in worst}
+    for row in worst:
+        shares[row["site"]] += json.loads(row["extra"])["damage_share"]
+    assert shares["mlp_post"] > 0.5
