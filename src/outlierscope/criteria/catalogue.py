@@ -47,7 +47,11 @@ def choose_criteria(kinds: Iterable[str], thresholds: Mapping[str, Mapping[str, 
     """
     check_names(thresholds)
     kinds = set(kinds)
-    return [_make(criterion, thresholds.get(criterion.name, {})) for criterion in CRITERIA if criterion.kind in kinds]
+    return [
+        _make(criterion, thresholds.get(criterion.name, {}))
+        for criterion in CRITERIA
+        if criterion.kind in kinds
+    ]
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -64,9 +68,8 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _make(criterion: type[Any], thresholds: Mapping[str, float]) -> Any:
-    kinds = {item.name: type(item.default) for item in fields(criterion) if item.default is not None}
-    numbers = [name for name, kind in kinds.items() if kind in (int, float)]
+    kinds = {item.name: int if isinstance(item.default, int) else float for item in fields(criterion)}
     for name in thresholds:
-        if name not in numbers:
-            raise UserError(f"{criterion.name} has no threshold {name!r}; it has {', '.join(numbers) or 'none'}")
+        if name not in kinds:
+            raise UserError(f"{criterion.name} has no threshold {name!r}; it has {', '.join(kinds)}")
     return criterion(**{name: kinds[name](value) for name, value in thresholds.items()})

@@ -35,7 +35,11 @@ def outlier_lines(rows: list[Row]) -> list[OutlierLine]:
     by_rule: dict[str, list[Row]] = {}
     for row in rows:
         by_rule.setdefault(row["criterion"], []).append(row)
-    return [OutlierLine(found[0]["kind"], rule, WORDS[rule](found)) for rule, found in by_rule.items() if rule in WORDS]
+    return [
+        OutlierLine(found[0]["kind"], rule, WORDS[rule](found))
+        for rule, found in by_rule.items()
+        if rule in WORDS
+    ]
 
 
 def _massive(rows: list[Row]) -> str:
@@ -109,7 +113,9 @@ def _super_weight(rows: list[Row]) -> str:
 
 
 def _systematic_attention(rows: list[Row]) -> str:
-    return f"{_tokens(rows)} receives at least a tenth of all attention, {layers(row['layer'] for row in rows)}"
+    return (
+        f"{_tokens(rows)} receives at least a tenth of all attention, {layers(row['layer'] for row in rows)}"
+    )
 
 
 WORDS: dict[str, Callable[[list[Row]], str]] = {

@@ -7,10 +7,10 @@ reaches 100,000 looks alarming and is harmless for int8 linear layers, which nev
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from outlierscope.criteria.catalogue import choose_criteria
-from outlierscope.criteria.formats import RangeCriterion, RoundingCriterion, Verdict, format_verdicts
+from outlierscope.criteria.formats import RangeCriterion, Verdict
 from outlierscope.reporting.heads import head_lines
 from outlierscope.reporting.outliers import OutlierLine, outlier_lines
 from outlierscope.reporting.wording import counted, layers, number, quoted, share, some
@@ -75,8 +75,15 @@ def summarize(scan: Scan) -> Summary:
     outliers = outlier_lines(scan.findings.to_pylist())
     model = scan.manifest["model"]
     stacks = scan.evidence.anatomy.stacks.values()
-    shapes = [f"{stack.name}: {counted(len(stack.layers), 'layer')} of {stack.hidden_size} dims" for stack in stacks]
-    parts = [str(model["class"]), f"{model['parameters'] / 1e6:,.1f} M parameters", str(model["dtype"]), *shapes]
+    shapes = [
+        f"{stack.name}: {counted(len(stack.layers), 'layer')} of {stack.hidden_size} dims" for stack in stacks
+    ]
+    parts = [
+        str(model["class"]),
+        f"{model['parameters'] / 1e6:,.1f} M parameters",
+        str(model["dtype"]),
+        *shapes,
+    ]
     return Summary(
         model=model["name"],
         description=", ".join(parts),
@@ -86,7 +93,9 @@ def summarize(scan: Scan) -> Summary:
         heads=head_lines(scan),
         read=_read(scan),
         not_observed=_not_observed(scan),
-        files=[f"{scan.folder}/report.html to look at, {scan.folder}/findings.parquet to work with"] if scan.folder else [],
+        files=[f"{scan.folder}/report.html to look at, {scan.folder}/findings.parquet to work with"]
+        if scan.folder
+        else [],
         next=_next(scan, formats),
     )
 
@@ -95,21 +104,21 @@ def _formats(scan: Scan) -> list[FormatLine]:
     settings = scan.manifest["settings"]
     if "format" not in settings["only"]:
         return []
-    criteria = [
-        criterion
-        for criterion in choose_criteria(("format",), settings["thresholds"])
-        if criterion.name in FORMAT_NAMES and isinstance(criterion, RangeCriterion | RoundingCriterion)
-    ]
     lines = []
-    for criterion, verdict in zip(criteria, format_verdicts(scan.evidence, criteria), strict=True):
+    # Criteria of kind ``format`` can say a word besides their findings.
+    formats: list[Any] = choose_criteria(("format",), settings["thresholds"])
+    for criterion in (criterion for criterion in formats if criterion.name in FORMAT_NAMES):
         name = FORMAT_NAMES[criterion.name]
+        verdict = criterion.verdict(scan.evidence)
         if not isinstance(verdict, Verdict):
             lines.append(FormatLine(name, "unknown", verdict.reason))
         elif isinstance(criterion, RangeCriterion):
             lines.append(FormatLine(name, verdict.word, _range_cause(scan, criterion, verdict)))
         else:
             modules = [module for cause in verdict.causes for module in cause.extra["modules"]]
-            lines.append(FormatLine(name, verdict.word, _rounding_cause(scan, verdict), list(dict.fromkeys(modules))))
+            lines.append(
+                FormatLine(name, verdict.word, _rounding_cause(scan, verdict), list(dict.fromkeys(modules)))
+            )
     return lines
 
 
@@ -141,7 +150,9 @@ def _verdict(formats: list[FormatLine], outliers: list[OutlierLine], scan: Scan)
     """One or two sentences about consequences."""
     if not formats:
         found = counted(scan.findings.num_rows, "finding")
-        return [f"{found}; number formats were not judged (--only {', '.join(scan.manifest['settings']['only'])})."]
+        return [
+            f"{found}; number formats were not judged (--only {', '.join(scan.manifest['settings']['only'])})."
+        ]
     by_word: dict[str, list[FormatLine]] = {}
     for line in formats:
         by_word.setdefault(line.word, []).append(line)
@@ -151,7 +162,9 @@ def _verdict(formats: list[FormatLine], outliers: list[OutlierLine], scan: Scan)
             sentences.append(f"{line.name} {says} (predicted): {line.cause}.")
         more = by_word.get(word, [])[2:]
         if more:
-            sentences.append(f"So {'are' if len(more) > 1 else 'is'} {' and '.join(line.name for line in more)}, see below.")
+            sentences.append(
+                f"So {'are' if len(more) > 1 else 'is'} {' and '.join(line.name for line in more)}, see below."
+            )
     fine = [line.name for line in by_word.get("fine", [])]
     if not sentences and fine:
         quiet = "and no rule found outliers that stand out" if not outliers else "though outliers are there"
@@ -176,10 +189,14 @@ def _read(scan: Scan) -> list[str]:
     if read["sampled_tokens"] == read["tokens"]:
         lines.append("attention patterns, medians and histograms: of every token")
     else:
-        lines.append(f"attention patterns, medians and histograms: of {sampled} of the tokens (--exact for all)")
+        lines.append(
+            f"attention patterns, medians and histograms: of {sampled} of the tokens (--exact for all)"
+        )
     dropped = scan.manifest["nonfinite"]
     if dropped:
-        lines.append(f"NaN or infinite values at {counted(len(dropped), 'site')}, left out of the rest: {some(dropped)}")
+        lines.append(
+            f"NaN or infinite values at {counted(len(dropped), 'site')}, left out of the rest: {some(dropped)}"
+        )
     if read["halved"]:
         lines.append(f"{counted(len(read['halved']), 'batch', 'batches')} halved for lack of memory")
     if settings["layers"] is not None:
@@ -203,7 +220,9 @@ def _next(scan: Scan, formats: list[FormatLine]) -> list[str]:
     if not formats:
         return [f"outlierscope scan {name}    activations and attention as well"]
     if scan.manifest["read"]["sampled_tokens"] < scan.manifest["read"]["tokens"]:
-        return [f"outlierscope scan {name} --data YOUR-OWN.jsonl --exact    the same on your own text, nothing sampled"]
+        return [
+            f"outlierscope scan {name} --data YOUR-OWN.jsonl --exact    the same on your own text, nothing sampled"
+        ]
     return [f"outlierscope scan {name} --data YOUR-OWN.jsonl --tokens 200000    the same on your own text"]
 
 

@@ -30,9 +30,19 @@ def print_summary(summary: Summary) -> None:
         console.print(Text(line, style="bold"))
     if summary.formats:
         _heading(console, "Number formats", "predicted from this scan, not measured")
-        _rows(console, [(Text(line.name), Text(line.word, style=STYLES[line.word]), Text(line.text)) for line in summary.formats])
+        _rows(
+            console,
+            [
+                (Text(line.name), Text(line.word, style=STYLES[line.word]), Text(line.text))
+                for line in summary.formats
+            ],
+        )
     _heading(console, "Outliers")
-    _rows(console, [(Text(line.kind), Text(line.rule), Text(line.text)) for line in summary.outliers] or [(Text("none found"),)])
+    _rows(
+        console,
+        [(Text(line.kind), Text(line.rule), Text(line.text)) for line in summary.outliers]
+        or [(Text("none found"),)],
+    )
     for title, lines in (
         ("Heads", summary.heads),
         ("Read", summary.read),
@@ -52,7 +62,9 @@ def summary_json(summary: Summary) -> str:
 
 def _heading(console: Console, title: str, remark: str = "") -> None:
     console.print()
-    console.print(Text(title.upper(), style="bold cyan"), Text(remark, style="dim"), sep="  " if remark else "")
+    console.print(
+        Text(title.upper(), style="bold cyan"), Text(remark, style="dim"), sep="  " if remark else ""
+    )
 
 
 def _rows(console: Console, rows: Iterable[tuple[Text, ...]]) -> None:

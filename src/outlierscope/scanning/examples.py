@@ -13,5 +13,6 @@ if TYPE_CHECKING:
     from outlierscope.criteria.finding import Finding
     from outlierscope.model.observed import ObservedModel
 
+
 def collect_examples(observed: ObservedModel, corpus: Corpus, findings: list[Finding]) -> dict[str, Tensor]:
     return {"ids": torch.zeros(1)}

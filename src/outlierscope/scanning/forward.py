@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from outlierscope.model.attention import AttentionObserver
+from outlierscope.model.attention.observer import AttentionObserver
 from outlierscope.model.taps import Taps
 from outlierscope.stats.observation import Observation
 

@@ -15,9 +15,10 @@ def restore_settings(described: dict[str, Any]) -> ScanSettings:
     >>> restore_settings(ScanSettings(tokens=5).describe()) == ScanSettings(tokens=5)
     True
     """
-    return ScanSettings(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in described.items()}
-    )
+    choices: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in described.items()
+    }
+    return ScanSettings(**choices)
 
 
 def restore_anatomy(described: dict[str, Any]) -> Anatomy:

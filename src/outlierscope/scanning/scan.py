@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from outlierscope.model.anatomy import Anatomy
-    from outlierscope.scanning.settings import ScanSettings
 
 FORMAT = 1
 """Version of the layout of a scan folder."""
@@ -228,7 +226,11 @@ def clear_folder(folder: Path) -> None:
 def _texts_of(findings: pa.Table) -> dict[int, str]:
     """Texts of the tokens that findings name: a scan folder holds no vocabulary."""
     ids, texts = findings.column("token_id").to_pylist(), findings.column("token").to_pylist()
-    return {token_id: text for token_id, text in zip(ids, texts, strict=True) if token_id is not None and text is not None}
+    return {
+        token_id: text
+        for token_id, text in zip(ids, texts, strict=True)
+        if token_id is not None and text is not None
+    }
 
 
 def _weights_metadata(path: Path) -> list[dict[str, Any]]:

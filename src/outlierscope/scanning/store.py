@@ -87,7 +87,8 @@ def read_tensors(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
         file = safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    return list(file.keys()), file.get_tensor
+    names: list[str] = list(file.keys())  # type: ignore[no-untyped-call]
+    return names, file.get_tensor
 
 
 def checksum(path: Path) -> str:

@@ -9,7 +9,7 @@ from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.criterion import Corpus
 from outlierscope.errors import UserError
 from outlierscope.model.anatomy import Anatomy
-from outlierscope.model.checkpoint import open_checkpoint
+from outlierscope.model.files.checkpoint import open_checkpoint
 from outlierscope.scanning.evidence import ScanEvidence
 from outlierscope.scanning.findings import to_table
 from outlierscope.scanning.judging import describe_criteria, judge
@@ -58,7 +58,9 @@ def scan_weights(
         weights.append(summary)
         if listener is not None:
             listener("reading weights", len(weights), max(total, len(weights)))
-    anatomy = Anatomy(stacks={}, proved=None, reason="weights alone were read: roles come from the tensors' names")
+    anatomy = Anatomy(
+        stacks={}, proved=None, reason="weights alone were read: roles come from the tensors' names"
+    )
     evidence = ScanEvidence(anatomy, Corpus(0, 0, 0, 0, 0, ()), weights, Measurements())
     findings, not_applied = judge(criteria, evidence)
     manifest = {

@@ -66,8 +66,8 @@ class Measurements:
         """Restore every statistic that was added, from a reader of named tensors."""
         by_stat: dict[str, dict[str, str]] = {}
         for key in keys:
-            stat, _, field = key.partition("/")
-            by_stat.setdefault(stat, {})[field] = key
+            name, _, field = key.partition("/")
+            by_stat.setdefault(name, {})[field] = key
         for site, stat in self:
             fields = by_stat[f"{site}.{stat.name}"]
             stat.load_state({field: get(key) for field, key in fields.items()})
