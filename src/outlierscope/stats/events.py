@@ -86,10 +86,7 @@ class Events(Stat["Observation"]):
         self.sequences += len(seen.filled)
         self.tokens += digest.tokens
         found = seen.events(self.rule)
-        dims, classes = seen.tensor.shape[2], len(seen.batch.class_names)
-        if not len(self.by_dim):
-            self.by_dim, self.sequences_by_dim = _empty(dims), _empty(dims)
-            self.by_dim_class = _empty(dims, classes)
+        self._make_room(seen.tensor.shape[2], len(seen.batch.class_names))
         if len(found):
             self._count(found, seen)
 
@@ -125,13 +122,19 @@ class Events(Stat["Observation"]):
     def merge(self, other: Events) -> None:
         for counter in COUNTERS:
             setattr(self, counter, getattr(self, counter) + getattr(other, counter))
-        if not len(other.by_dim):
+        if len(other.by_dim):
+            self._make_room(*other.by_dim_class.shape)
+        if not other.count:
             return
         for table in TABLES:
-            mine, more = getattr(self, table), getattr(other, table)
-            setattr(self, table, mine + more if len(mine) else more.clone())
+            setattr(self, table, getattr(self, table) + getattr(other, table))
         for pairs in (other._grouped, *other._waiting):
             self._wait(pairs)
+
+    def _make_room(self, dims: int, classes: int) -> None:
+        if not len(self.by_dim):
+            self.by_dim, self.sequences_by_dim = _empty(dims), _empty(dims)
+            self.by_dim_class = _empty(dims, classes)
 
     def _wait(self, pairs: Pairs) -> None:
         """Put new rows off until they are many: grouping at every batch would cost as the table grows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
@@ -46,9 +45,25 @@ def quantile_of(counts: Tensor, q: float) -> float:
 
 
 class _Histogram(Stat["Observation"]):
-    """What both histograms can be asked."""
+    """What both histograms can be asked, and how bins are gathered.
 
-    counts: Tensor
+    An empty one holds no table: there is one of these for every site and batch, mostly with nothing in it.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Tensor | None = None
+        self._waiting: list[Tensor] = []
+
+    @property
+    def counts(self) -> Tensor:
+        """[BINS] int64."""
+        self._settle()
+        return torch.zeros(BINS, dtype=torch.int64) if self._counts is None else self._counts
+
+    @property
+    def total(self) -> int:
+        """How many magnitudes were counted."""
+        return int(self.counts.sum())
 
     def edges(self) -> Tensor:
         """[BINS] float32, the smallest magnitude of each bin."""
@@ -58,14 +73,26 @@ class _Histogram(Stat["Observation"]):
         """Magnitude below which a share q lies, to 0.8 %; see ``quantile_of``."""
         return quantile_of(self.counts, q)
 
-    @property
-    def total(self) -> int:
-        """How many magnitudes were counted."""
-        return int(self.counts.sum())
+    def _add(self, counts: Tensor) -> None:
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def _settle(self) -> None:
+        """Count the bins that wait."""
+        if self._waiting:
+            waiting, self._waiting = torch.cat(self._waiting), []
+            self._add(torch.bincount(waiting, minlength=BINS))
 
     @override
     def fresh(self) -> Self:
         return type(self)()
+
+    @override
+    def merge(self, other: Self) -> None:
+        if other._counts is not None:
+            self._add(other._counts)
+        self._waiting += other._waiting
+        if sum(map(len, self._waiting)) > WAITING:
+            self._settle()
 
     @override
     def state(self) -> dict[str, Tensor]:
@@ -73,22 +100,12 @@ class _Histogram(Stat["Observation"]):
 
     @override
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self.counts = state["counts"]
+        self._counts, self._waiting = state["counts"], []
 
 
-def _no_counts() -> Tensor:
-    return torch.zeros(BINS, dtype=torch.int64)
-
-
-@dataclass
 class LogHistogram(_Histogram):
-    """Histogram of abs(x) of all values; dear.
+    """Histogram of abs(x) of all values; dear."""
 
-    Attributes:
-        counts: [BINS] int64.
-    """
-
-    counts: Tensor = field(default_factory=_no_counts)
     dear: ClassVar[bool] = True
 
     @property
@@ -99,35 +116,11 @@ class LogHistogram(_Histogram):
     @override
     def update(self, seen: Observation) -> None:
         for sequence in seen.filled:
-            self.counts = self.counts + seen.magnitude_counts(sequence)
-
-    @override
-    def merge(self, other: LogHistogram) -> None:
-        self.counts = self.counts + other.counts
+            self._add(seen.magnitude_counts(sequence))
 
 
 class TokenAbsmax(_Histogram):
-    """Histogram of each token's largest magnitude over the dims.
-
-    Attributes:
-        counts: [BINS] int64.
-    """
-
-    def __init__(self) -> None:
-        self._counts = _no_counts()
-        self._waiting: list[Tensor] = []
-
-    @property
-    @override
-    def counts(self) -> Tensor:
-        if self._waiting:
-            self._counts = self._counts + torch.bincount(torch.cat(self._waiting), minlength=BINS)
-            self._waiting = []
-        return self._counts
-
-    @counts.setter
-    def counts(self, counts: Tensor) -> None:
-        self._counts, self._waiting = counts, []
+    """Histogram of each token's largest magnitude over the dims."""
 
     @property
     @override
@@ -137,14 +130,5 @@ class TokenAbsmax(_Histogram):
     @override
     def update(self, seen: Observation) -> None:
         self._waiting.append(magnitude_bins(seen.digest.token_absmax))
-        self._settle()
-
-    @override
-    def merge(self, other: TokenAbsmax) -> None:
-        self._counts = self._counts + other._counts
-        self._waiting += other._waiting
-        self._settle()
-
-    def _settle(self) -> None:
         if sum(map(len, self._waiting)) > WAITING:
-            self._counts = self.counts
+            self._settle()

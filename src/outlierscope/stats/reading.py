@@ -37,14 +37,14 @@ class Block:
         stop: one past the last.
         first: number of the first of its parts, which are sequences or cut from one.
         lengths: rows of each part.
-        runs: (slot, start, stop) of the class runs that are reduced here.
+        runs: rows of each class run in it, and its slot; -1 where it is short and was gathered elsewhere.
     """
 
     start: int
     stop: int
     first: int
     lengths: list[int]
-    runs: list[tuple[int, int, int]]
+    runs: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,11 @@ def plan_reading(order: TokenOrder, dims: int) -> Plan:
                 stop := parts[group[-1]][2],
                 group[0],
                 [parts[number][2] - parts[number][1] for number in group],
-                [(slot_of[first], first, last) for _, first, last in long if start <= first < stop],
+                [
+                    (last - first, slot_of.get(first, -1))
+                    for _, first, last in cut_runs
+                    if start <= first < stop
+                ],
             )
             for group in groups
         ],
@@ -179,10 +183,11 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
         table(len(rows)),
         table(len(rows)),
     )
+    lows, highs = result.slot_low.unbind(0), result.slot_high.unbind(0)
     for slot, scattered in plan.scattered:
         few = flat.index_select(0, scattered.to(device)).to(work)
-        torch.amin(few, 0, out=result.slot_low[slot])
-        torch.amax(few, 0, out=result.slot_high[slot])
+        torch.amin(few, 0, out=lows[slot])
+        torch.amax(few, 0, out=highs[slot])
     buffers = table(2, max((block.stop - block.start for block in plan.blocks), default=0), dims)
     for block in plan.blocks:
         start, stop = block.start, block.stop
@@ -193,10 +198,11 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
             x.copy_(flat.index_select(0, rows[start:stop]))
         torch.amin(x, 1, out=result.token_low[start:stop])
         torch.amax(x, 1, out=result.token_high[start:stop])
-        for slot, first, last in block.runs:
-            run = x[first - start : last - start]
-            torch.amin(run, 0, out=result.slot_low[slot])
-            torch.amax(run, 0, out=result.slot_high[slot])
+        pieces = torch.split(x, [rows for rows, _ in block.runs])
+        for run, (_, slot) in zip(pieces, block.runs, strict=True):
+            if slot >= 0:
+                torch.amin(run, 0, out=lows[slot])
+                torch.amax(run, 0, out=highs[slot])
         x.sub_(result.shift)
         torch.mul(x, x, out=y)
         _add_parts(x, block, result.powers[0])
