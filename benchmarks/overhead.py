@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from outlierscope.criteria.catalogue import choose_criteria
 from rich.console import Console
 from rich.table import Table
 
 from outlierscope import wrap
 from outlierscope.corpus.batch import TEXT_CLASSES, Batch
+from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.scanning.forward import TappedModel
 from outlierscope.scanning.plan import plan
 from outlierscope.scanning.settings import KINDS, ScanSettings

@@ -37,7 +37,7 @@ _HOMES = {
     "Scan": "outlierscope.scanning.scan",
 }
 
-__all__ = ["ProofError", "UserError", "__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["ProofError", "UserError", "__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

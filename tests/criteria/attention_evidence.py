@@ -7,7 +7,7 @@ import torch
 from outlierscope.corpus.batch import TEXT_CLASSES, Batch
 from outlierscope.criteria.criterion import Corpus, NotApplied
 from outlierscope.model.anatomy import Anatomy, AttentionPlace, LayerAnatomy, StackAnatomy
-from outlierscope.model.attention import AttentionObserver
+from outlierscope.model.attention.observer import AttentionObserver
 from outlierscope.scanning.evidence import ScanEvidence
 from outlierscope.stats.measurements import Measurements
 from tests.stats.attention_streams import observation

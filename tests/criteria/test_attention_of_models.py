@@ -10,8 +10,8 @@ from transformers import AutoModel, AutoTokenizer
 from outlierscope.criteria.attention import Sink, SystematicAttention
 from outlierscope.criteria.attention_summary import summarize_attention
 from outlierscope.criteria.idle_heads import NoOpHead, ValueDrain
-from tests.attention_models import hand_made_anatomy
 from tests.criteria.attention_evidence import evidence_of_model, findings, model_batch
+from tests.model.attention.models import hand_made_anatomy
 
 CRITERIA = (SystematicAttention(), Sink(), NoOpHead(), ValueDrain())
 

@@ -255,9 +255,9 @@ def test_predicted_signal_to_noise_ratio_of_recorded_tensors(run, scheme):
 def test_minilm_dims_at_cls_and_full_stop(minilm_folder):
     scan = outlierscope.scan(outlierscope.load(minilm_folder), tokens=2048, length=256, only=("activation",))
     rows = {(row["site"], row["layer"], row["dim"]): row for row in findings_of(scan, "six_sigma")}
-    assert rows["mlp_out", 0, 99]["token"] == "[CLS]"  # noqa: S105
+    assert rows["mlp_out", 0, 99]["token"] == "[CLS]"
     assert rows["mlp_out", 0, 99]["head"] is None
-    assert rows["resid_post", 0, 63]["token"] == "."  # noqa: S105
+    assert rows["resid_post", 0, 63]["token"] == "."
     tops = [token["token"] for token in json.loads(rows["resid_post", 0, 63]["extra"])["top_tokens"]]
     assert "." in tops[:3]
 
@@ -284,7 +284,7 @@ def test_vit_dim_41(shared_model, shared_data):
 def test_gemma_dims_400_and_163_at_bos(gemma_folder):
     model = outlierscope.load(gemma_folder)
     scan = outlierscope.scan(model, tokens=2048, length=256, only=("activation", "format"))
-    massive = [row for row in findings_of(scan, "massive") if row["token"] == "<bos>"]  # noqa: S105
+    massive = [row for row in findings_of(scan, "massive") if row["token"] == "<bos>"]
     layers = {dim: {row["layer"] for row in massive if row["dim"] == dim} for dim in (400, 163)}
     assert 0 in layers[400]
     assert set(range(3, 17)) <= layers[163]

@@ -28,9 +28,7 @@ def test_stories_is_healthy(shared_model):
     assert scan.manifest["read"]["sampled_sequences"] >= 200
     for criterion in ("massive", "sink", "systematic_activation", "systematic_attention"):
         assert not rows(scan, criterion), criterion
-    largest = max(
-        float(scan.stat("resid_post", "moments", layer=layer).absmax().max()) for layer in range(5)
-    )
+    largest = max(float(scan.stat("resid_post", "moments", layer=layer).absmax().max()) for layer in range(5))
     assert 10 < largest < 30
     alphas = [
         float((stat.largest_alpha / stat.sequences).max())
@@ -64,7 +62,9 @@ def test_gemma_dims_400_and_163_at_bos(gemma_folder, shared_data):
 
     live = AutoModelForCausalLM.from_pretrained(gemma_folder)
     model = osc.wrap(live, AutoTokenizer.from_pretrained(gemma_folder))
-    scan = osc.scan(model, shared_data("text", "wikitext2.valid.tokens").read_text()[:40_000].splitlines(), tokens=4096)
+    scan = osc.scan(
+        model, shared_data("text", "wikitext2.valid.tokens").read_text()[:40_000].splitlines(), tokens=4096
+    )
     found = [row for row in rows(scan, "massive") if row["token"] == "<bos>"]
     peaks = {}
     for row in found:

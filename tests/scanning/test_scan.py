@@ -9,7 +9,11 @@ import outlierscope as osc
 from outlierscope.errors import UserError
 from outlierscope.scanning.store import checksum
 
-TEXTS = ["Once upon a time, there was a cat. " * 20, "The dog said: hello! " * 30, "One day they went out. " * 25]
+TEXTS = [
+    "Once upon a time, there was a cat. " * 20,
+    "The dog said: hello! " * 30,
+    "One day they went out. " * 25,
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +53,25 @@ def test_opened_scan_equals_the_written_one(scan):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert opened.evidence.anatomy == scan.evidence.anatomy
-    assert [item.parameter for item in opened.evidence.weights] == [item.parameter for item in scan.evidence.weights]
+    assert [item.parameter for item in opened.evidence.weights] == [
+        item.parameter for item in scan.evidence.weights
+    ]
     assert torch.equal(
         opened.stat("resid_post", "moments", layer=3).mean, scan.stat("resid_pre", "moments", layer=4).mean
     ), "resid_pre of a block is resid_post of the one before"
 
 
 def test_a_scan_tells_what_it_has(scan):
-    with pytest.raises(KeyError, match="no 'entropy' at decoder.3.resid_post; measured there: .*moments"):
+    with pytest.raises(KeyError, match=r"no 'entropy' at decoder.3.resid_post; measured there: .*moments"):
         scan.stat("resid_post", "entropy", layer=3)
     assert "stories260k" in repr(scan)
     assert list(scan.findings.to_pandas().columns)[:3] == ["criterion", "kind", "stack"]
 
 
 def test_folder_of_another_scan_is_refused(model, scan):
-    with pytest.raises(UserError, match="already holds a scan; choose another --out, or replace it with --overwrite"):
+    with pytest.raises(
+        UserError, match="already holds a scan; choose another --out, or replace it with --overwrite"
+    ):
         osc.scan(model, TEXTS, tokens=300, out=scan.folder)
     with pytest.raises(UserError, match="already holds a scan"):
         scan.save(scan.folder)
@@ -79,7 +87,9 @@ def test_damaged_folder(model, tmp_path):
     folder = osc.scan(model, TEXTS, tokens=300, length=64, out=tmp_path / "scan").folder
     path = folder / "findings.parquet"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"findings\.parquet is missing or does not match its checksum; scan again"):
+    with pytest.raises(
+        UserError, match=r"findings\.parquet is missing or does not match its checksum; scan again"
+    ):
         osc.Scan.open(folder)
     (folder / "scan.json").write_text("{")
     with pytest.raises(UserError, match=r"scan\.json is broken"):
@@ -116,7 +126,9 @@ def test_layers_and_sites_can_be_chosen(model):
     scan = osc.scan(model, TEXTS, tokens=300, length=64, layers=(1, 2), sites=("mlp_out", "mlp_act"))
     seen = {(site.name, site.layer) for site, stat in scan.evidence.measurements if stat.name == "moments"}
     assert seen == {(name, layer) for name in ("mlp_out", "mlp_act") for layer in (1, 2)}
-    with pytest.raises(UserError, match="nothing to observe with these sites and layers; this model has 5 layers"):
+    with pytest.raises(
+        UserError, match="nothing to observe with these sites and layers; this model has 5 layers"
+    ):
         osc.scan(model, TEXTS, layers=(9,), sites=("mlp_out",))
 
 
@@ -125,7 +137,9 @@ def test_thresholds_are_options(model):
     strict = osc.scan(
         model, TEXTS, tokens=300, length=64, only=("activation",), thresholds={"six_sigma": {"sigma": 12.0}}
     )
-    count = [sum(row["criterion"] == "six_sigma" for row in scan.findings.to_pylist()) for scan in (usual, strict)]
+    count = [
+        sum(row["criterion"] == "six_sigma" for row in scan.findings.to_pylist()) for scan in (usual, strict)
+    ]
     assert count[0] > count[1]
     assert all(row["score"] > 12 for row in strict.findings.to_pylist() if row["criterion"] == "six_sigma")
 

@@ -84,9 +84,11 @@ def _extreme_neuron(rows: list[Row]) -> str:
 
 def _int8_feature(rows: list[Row]) -> str:
     peak = max(rows, key=lambda row: abs(row["value"] or 0))
+    where = layers(layer for row in rows for layer in json.loads(row["extra"])["layers"])
+    magnitude = json.loads(peak["rule"])["magnitude"]
     return (
-        f"{_listed('dim', _dims(rows))} at or above {number(peak['threshold'])} in linear inputs, "
-        f"{layers(layer for row in rows for layer in json.loads(row['extra'])['layers'])}: up to {number(peak['value'])} ({_place(peak)})"
+        f"{_listed('dim', _dims(rows))} of linear inputs at or above {number(magnitude)} on many tokens, {where}: "
+        f"up to {number(peak['value'])} ({_place(peak)})"
     )
 
 
@@ -97,11 +99,12 @@ def _norm_weight(rows: list[Row]) -> str:
 
 def _weight_lines(noun: str, index: str) -> Callable[[list[Row]], str]:
     def words(rows: list[Row]) -> str:
-        peak = max(rows, key=lambda row: row["value"] or 0)
+        peak = max(rows, key=lambda row: row["score"] or 0)
+        ratio = json.loads(peak["extra"])["ratio"]
         matrices = len({row["parameter"] for row in rows})
         return (
             f"{counted(len(rows), noun)} in {counted(matrices, 'matrix', 'matrices')}, strongest: {noun} {peak[index]} of "
-            f"{peak['parameter']}, largest over mean {number(peak['value'])}"
+            f"{peak['parameter']}, largest over mean {number(ratio)}"
         )
 
     return words

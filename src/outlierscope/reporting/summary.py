@@ -158,8 +158,7 @@ def _verdict(formats: list[FormatLine], outliers: list[OutlierLine], scan: Scan)
         by_word.setdefault(line.word, []).append(line)
     sentences = []
     for word, says in (("fails", "will fail"), ("at risk", "is at risk")):
-        for line in by_word.get(word, [])[:2]:
-            sentences.append(f"{line.name} {says} (predicted): {line.cause}.")
+        sentences += [f"{line.name} {says} (predicted): {line.cause}." for line in by_word.get(word, [])[:2]]
         more = by_word.get(word, [])[2:]
         if more:
             sentences.append(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from outlierscope.model.sites import Site
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from outlierscope.criteria.criterion import Corpus
     from outlierscope.model.anatomy import Anatomy, LayerAnatomy
+    from outlierscope.model.sites import Site
     from outlierscope.stats.measurements import Measurements
     from outlierscope.stats.weights import MatrixSummary
 

@@ -1,18 +1,86 @@
-"""Examples: a bounded number of sequences, kept whole."""
+"""Examples: a bounded number of sequences with the queries, keys and values of a few heads, kept whole."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 
+from outlierscope.model.attention.observer import AttentionObserver
+from outlierscope.model.sites import Site
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from outlierscope.corpus.batch import Batch
     from outlierscope.corpus.corpus import Corpus
     from outlierscope.criteria.finding import Finding
     from outlierscope.model.observed import ObservedModel
+    from outlierscope.stats.attention_observation import HeadTensors
+
+SEQUENCES = 4
+HEADS = 4
 
 
 def collect_examples(observed: ObservedModel, corpus: Corpus, findings: list[Finding]) -> dict[str, Tensor]:
-    return {"ids": torch.zeros(1)}
+    """The first few sequences, run once more for the tensors of the heads that findings name first.
+
+    Returns:
+        The tensors of ``examples-00000.safetensors``, as ``docs/schema.md`` describes them.
+    """
+    batch = _first_sequences(corpus)
+    picked = pick_heads(findings)
+    rows = [batch.rows(row) for row in range(len(batch.sequence_ids))]
+    lengths = [row.stop - row.start for row in rows]
+    tensors = {
+        "ids": torch.cat([batch.token_ids[index, row] for index, row in enumerate(rows)]),
+        "offsets": torch.tensor([0, *lengths]).cumsum(0),
+        "sequences": batch.sequence_ids,
+    }
+    if "pixel_values" in batch.inputs:
+        tensors["images"] = batch.inputs["pixel_values"].half()
+
+    def keep(heads: HeadTensors) -> None:
+        groups = heads.query.shape[1] // heads.key.shape[1]
+        for head in picked.get(heads.site, ()):
+            for name, tensor, index in (
+                ("q", heads.query, head),
+                ("k", heads.key, head // groups),
+                ("v", heads.value, head // groups),
+            ):
+                real = [tensor[sequence, index, row] for sequence, row in enumerate(rows)]  # each [T, d_head]
+                key = f"{heads.site.stack}.{heads.site.layer}.{head}.{name}"
+                tensors[key] = torch.cat(real).float().cpu()
+
+    if picked:
+        with AttentionObserver(observed.module, observed.anatomy, lambda _: None, on_heads=keep) as observer:
+            observer.begin(batch)
+            inputs = {
+                name: value.to(observed.device) if isinstance(value, torch.Tensor) else value
+                for name, value in batch.inputs.items()
+            }
+            with torch.inference_mode():
+                observed.module(**inputs)
+    return tensors
+
+
+def pick_heads(findings: list[Finding]) -> dict[Site, list[int]]:
+    """The first few heads that findings name, by the ``pattern`` of their layer."""
+    named = dict.fromkeys(
+        (Site(str(finding.stack), finding.layer, "pattern"), finding.head)
+        for finding in findings
+        if finding.kind == "attention" and finding.head is not None
+    )
+    picked: dict[Site, list[int]] = {}
+    for site, head in islice(named, HEADS):
+        picked.setdefault(site, []).append(head)
+    return picked
+
+
+def _first_sequences(corpus: Corpus) -> Batch:
+    batch = next(corpus.batches())
+    while len(batch.sequence_ids) > SEQUENCES:
+        batch = batch.split()[0]
+    return replace(batch, dear=True)

@@ -33,7 +33,8 @@ def check_taps(observed: ObservedModel, measurements: Measurements, batch: Batch
     Raises:
         ProofError: when a route changes the output.
     """
-    small = shorten(batch, CHECKED_TOKENS) if batch.stack in ("decoder", "encoder") else batch
+    # Text can be cut; a picture is shown whole.
+    small = shorten(batch, CHECKED_TOKENS if "input_ids" in batch.inputs else batch.real.shape[1])
     plain = _output(observed, small)
     scale = max(float(plain.float().abs().max()), 1e-30)
     single = observed.dtype == torch.float32
@@ -41,7 +42,7 @@ def check_taps(observed: ObservedModel, measurements: Measurements, batch: Batch
     for route, dear, tolerance in (("fast", False, TOLERANCE), ("exact", True, EXACT_TOLERANCE)):
         captured: list[torch.Tensor] = []
         hook = observed.module.register_forward_hook(
-            lambda _module, _inputs, output: captured.append(_first(output))
+            lambda _module, _inputs, output, captured=captured: captured.append(_first(output))
         )
         try:
             with TappedModel(observed, measurements) as tapped:
@@ -53,8 +54,8 @@ def check_taps(observed: ObservedModel, measurements: Measurements, batch: Batch
         # Half-precision kernels round differently by design; there the check can only catch gross errors.
         if difference > (tolerance if single else 0.1):
             raise ProofError(
-                f"observing changes what {observed.name} computes (the {route} route by {difference:.1e} of its largest output); "
-                "please report this model"
+                f"observing changes what {observed.name} computes (the {route} route by {difference:.1e} of its "
+                "largest output); please report this model"
             )
     return differences
 

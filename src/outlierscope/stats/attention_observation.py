@@ -115,6 +115,25 @@ class PatternBlock:
     pattern: Tensor
 
 
+@dataclass(frozen=True)
+class HeadTensors:
+    """What a layer attends with, for whoever saves examples. Nothing may keep the tensors themselves.
+
+    Attributes:
+        site: the layer's ``pattern``.
+        batch: the identities of the tokens.
+        query: [B, H, T, d_head], after norms and rotary embedding, in the model's dtype and on its device.
+        key: [B, G, T, d_head], likewise.
+        value: [B, G, T, d_head].
+    """
+
+    site: Site
+    batch: Batch
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
 class AttentionReduction:
     """Builds an ``AttentionObservation`` from blocks of a pattern, so that it never exists as a whole.
 

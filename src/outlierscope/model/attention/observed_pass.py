@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from outlierscope.corpus.batch import Batch
     from outlierscope.model.sites import Site
-    from outlierscope.stats.attention_observation import AttentionObservation, PatternBlock
+    from outlierscope.stats.attention_observation import AttentionObservation, HeadTensors, PatternBlock
 
 
 class AttentionPass:
@@ -25,6 +25,7 @@ class AttentionPass:
         batch: the batch.
         consume: takes finished observations.
         on_block: takes blocks of patterns, or ``None``.
+        on_heads: takes queries, keys and values, or ``None``.
         unobserved: where reasons go when a layer cannot be observed.
     """
 
@@ -33,11 +34,13 @@ class AttentionPass:
         batch: Batch,
         consume: Callable[[AttentionObservation], None],
         on_block: Callable[[PatternBlock], None] | None,
+        on_heads: Callable[[HeadTensors], None] | None,
         unobserved: dict[Site, str],
     ) -> None:
         self.batch = batch
         self.consume = consume
         self.on_block = on_block
+        self.on_heads = on_heads
         self.unobserved = unobserved
         self._tokens: dict[torch.device, AttentionTokens] = {}
         # Layers are handed the same mask: what it says is worked out once. The mask is kept so that no other

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from outlierscope.corpus.batch import Batch
     from outlierscope.model.anatomy import Anatomy
-    from outlierscope.stats.attention_observation import AttentionObservation, PatternBlock
+    from outlierscope.stats.attention_observation import AttentionObservation, HeadTensors, PatternBlock
 
 
 class AttentionObserver:
@@ -32,6 +32,8 @@ class AttentionObserver:
         anatomy: its map; layers with an ``attention`` are observed.
         consume: called once a layer and dear batch.
         on_block: called with every block of a pattern while it is at hand, for saving examples.
+        on_heads: called with a layer's queries, keys and values, for saving examples; not for families that
+            compute attention outside of transformers' registry.
 
     Attributes:
         unobserved: sites whose attention could not be observed in some batch, with the reason.
@@ -48,11 +50,13 @@ class AttentionObserver:
         anatomy: Anatomy,
         consume: Callable[[AttentionObservation], None],
         on_block: Callable[[PatternBlock], None] | None = None,
+        on_heads: Callable[[HeadTensors], None] | None = None,
     ) -> None:
         self._module = module
         self._anatomy = anatomy
         self._consume = consume
         self._on_block = on_block
+        self._on_heads = on_heads
         self._registry: dict[nn.Module, RegistryWatch] = {}
         self._returned: dict[Site, ReturnedWatch] = {}  # by the layer's z
         self._taps: Taps | None = None
@@ -102,7 +106,9 @@ class AttentionObserver:
 
     def begin(self, batch: Batch) -> None:
         """Get ready for the forward pass of a batch: exact where it is dear, the model's own otherwise."""
-        now = AttentionPass(batch, self._consume, self._on_block, self.unobserved) if batch.dear else None
+        now = None
+        if batch.dear:
+            now = AttentionPass(batch, self._consume, self._on_block, self._on_heads, self.unobserved)
         for watch in self._registry.values():
             watch.begin_pass(now)
         for returned in self._returned.values():

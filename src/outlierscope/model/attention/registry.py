@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from outlierscope.stats.attention_observation import PatternBlock
+from outlierscope.stats.attention_observation import HeadTensors, PatternBlock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +29,7 @@ class RegistryWatch:
     _pass: AttentionPass | None = None
     _calls: int = 0
     _reduction: AttentionReduction | None = None
+    _queries_and_keys: tuple[Tensor, Tensor] | None = None
 
     def begin_pass(self, now: AttentionPass | None) -> None:
         """Forget the last forward pass; ``None`` where the next one is not observed."""
@@ -50,6 +51,7 @@ class RegistryWatch:
         ):
             return False
         self._reduction = self._pass.masked(site, heads, query.device, mask=mask, causal=self.causal)
+        self._queries_and_keys = (query, key) if self._pass.on_heads is not None else None
         return True
 
     def block(self, sequences: slice, queries: slice, pattern: Tensor) -> None:
@@ -66,4 +68,8 @@ class RegistryWatch:
         assert self._pass is not None  # noqa: S101
         assert self._reduction is not None  # noqa: S101
         reduction, self._reduction = self._reduction, None
+        if self._queries_and_keys is not None and self._pass.on_heads is not None:
+            query, key = self._queries_and_keys
+            self._pass.on_heads(HeadTensors(reduction.site, self._pass.batch, query, key, value))
+            self._queries_and_keys = None
         self._pass.consume(reduction.finish(value, output, sums_to_one=sums_to_one))

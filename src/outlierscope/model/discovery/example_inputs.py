@@ -61,7 +61,7 @@ def example_inputs(module: nn.Module, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _first(config: object, *names: str) -> Any:  # noqa: ANN401 (a config may hold anything)
+def _first(config: object, *names: str) -> Any:
     configs = [
         config,
         *(getattr(config, part, None) for part in ("text_config", "vision_config", "audio_config")),
