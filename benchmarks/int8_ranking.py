@@ -1,7 +1,8 @@
 """Does the predicted ranking of linear inputs under per-tensor int8 agree with a measured one?
 
-Every linear input alone is fake-quantized (symmetric, static range: the largest magnitude over the same data)
-by hooks of this script's own, and the model's output is compared with the unquantized one. Measured are
+Ranges and predictions come from a scan. Then every linear input alone is fake-quantized (symmetric, static range)
+by hooks of this script's own, on the first tokens of the same data, and the model's output is compared with the
+unquantized one. Measured are
 
 - for every model: the relative change of the last hidden state, and of its mean over the tokens;
 - for models with a language-model head: the increase of the loss, with its standard error, and the
@@ -9,7 +10,7 @@ by hooks of this script's own, and the model's output is compared with the unqua
   much less noisy on few tokens.
 
     python benchmarks/int8_ranking.py                              # the demo model on the embedded corpus
-    python benchmarks/int8_ranking.py MODEL --data FILE --tokens 4096
+    python benchmarks/int8_ranking.py MODEL --data FILE --scan-tokens 32768 --tokens 4096
 
 It prints one row per input, predicted and measured, and the Spearman correlations.
 """
@@ -21,7 +22,7 @@ import json
 import math
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from transformers import PreTrainedModel
 
 import outlierscope
 from outlierscope.criteria.linear_inputs import LinearInput, rank_inputs
+from outlierscope.model.sites import LINEAR_INPUTS
 from outlierscope.scanning.feeding import corpus_for
 from outlierscope.scanning.settings import ScanSettings
 
@@ -204,7 +206,14 @@ def report(inputs: list[tuple[LinearInput, list[str]]], measured: list[Measured]
         print(f"  {name:45} {spearmanr(predicted, values).statistic:.3f}  (n = {len(values)})")
     if has_loss:
         clear = sum(result.mean_loss_increase > 2 * result.standard_error for result in measured)
-        print(f"\n{clear} of {len(measured)} increases of the loss are above twice their standard error")
+        print(f"\n{clear} of {len(measured)} increases of the loss are above twice their standard error;")
+        half = len(measured[0].loss_increase) // 2
+        first = [sum(result.loss_increase[:half]) for result in measured]
+        second = [sum(result.loss_increase[half:]) for result in measured]
+        agreement = spearmanr(first, second).statistic
+        print(
+            f"measured on either half of the tokens, the increases correlate with each other at {agreement:.3f}"
+        )
 
 
 def main() -> None:
@@ -214,7 +223,8 @@ def main() -> None:
     )
     parser.add_argument("model", nargs="?", help="folder or hub id; none: the demo model")
     parser.add_argument("--data", help="text file; none: the embedded corpus")
-    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--scan-tokens", type=int, default=32_768, help="tokens that ranges come from")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of the measurement")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--save", type=Path, help="write the measured figures as JSON, batch by batch")
@@ -228,9 +238,14 @@ def main() -> None:
     torch.set_grad_enabled(False)
     observed = outlierscope.load(name, dtype="float32")
     settings = ScanSettings(
-        tokens=options.tokens, length=options.length, batch_size=options.batch, exact=True, only=("format",)
+        tokens=max(options.scan_tokens, options.tokens),
+        length=options.length,
+        batch_size=options.batch,
+        only=("format",),
+        sites=LINEAR_INPUTS,
     )
     scan = outlierscope.scan(observed, options.data, settings=settings)
+    settings = replace(settings, tokens=options.tokens)
     ranking = rank_inputs(scan.evidence, "int8_per_tensor")
     inputs = [(item, scan.evidence.modules(item.site)) for item in ranking]
     if options.measured:
