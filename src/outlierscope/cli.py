@@ -126,7 +126,7 @@ def scan(
     ] = False,
 ) -> None:
     """Scan a model for outliers of its activations, weights and attention."""
-    from outlierscope.criteria.catalogue import check_names
+    from outlierscope.criteria.catalogue import check_names, choose_criteria
     from outlierscope.reporting.progress import progress_bar
     from outlierscope.reporting.summary import summarize
     from outlierscope.reporting.terminal import print_summary, summary_json
@@ -152,6 +152,7 @@ def scan(
         text=not no_text,
         seed=seed,
     )
+    choose_criteria(settings.only, settings.thresholds)  # before any work: thresholds that do not exist
     wanted = check_names(parse_names(fail_on, ()))
     name = model or demo_model()
     folder = out if out is not None else Path("runs") / (Path(name).name if model else "demo")

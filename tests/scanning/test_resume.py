@@ -151,7 +151,7 @@ def test_resuming_under_other_settings_is_refused(model, text_file, tmp_path, mo
             scan(model, text_file, out)
     with pytest.raises(
         UserError,
-        match=r"cannot resume .*: settings was .* and is .* now; use the same settings, or --overwrite",
+        match=r"cannot resume .*: tokens was 6000 and is 6001 now; use the same settings, or --overwrite",
     ):
         osc.scan(model, text_file, tokens=TOKENS + 1, length=128, batch_size=4, out=out, resume=True)
     state = next((out / "resume").glob("state-*"))

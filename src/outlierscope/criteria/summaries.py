@@ -88,6 +88,7 @@ def root_mean_square_kurtosis(root_mean_square: Tensor) -> float:
     all dims carry alike and d when one carries everything. He et al. 2024, "Understanding and Minimising
     Outlier Features in Neural Network Training", section 2 (there the moments of s are not centred).
 
+    >>> import torch
     >>> root_mean_square_kurtosis(torch.ones(8))
     1.0
     >>> root_mean_square_kurtosis(torch.tensor([1.0, 0, 0, 0]))

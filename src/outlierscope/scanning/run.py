@@ -114,9 +114,9 @@ def scan(
     corpus = corpus_for(model, settings, data, text=text, column=column)
     measurements = plan(anatomy, criteria, settings)
     identity = {
+        **{name.replace("_", " "): value for name, value in settings.describe().items()},
         "model": model.fingerprint(),
         "corpus": corpus.fingerprint(),
-        "settings": settings.describe(),
         "dtype": str(model.dtype),
         "device": model.device.type,
         "threads": torch.get_num_threads(),
