@@ -58,10 +58,17 @@ def _massive(rows: list[Row]) -> str:
 
 def _six_sigma(rows: list[Row]) -> str:
     peak = max(rows, key=lambda row: row["score"])
-    dims = _dims(rows)
+    counts: Counter[int] = Counter()
+    for row in rows:
+        counts[row["dim"]] += row["count"]
+    often = [
+        f"{dim} ({_tokens([row for row in rows if row['dim'] == dim], 1)})"
+        for dim, _ in counts.most_common(4)
+    ]
     return (
-        f"{_listed('dim', dims)} on {_tokens(rows)}, {layers(row['layer'] for row in rows)}: up to "
-        f"{number(peak['score'])} std ({_place(peak)}, value {number(peak['value'])})"
+        f"{layers(row['layer'] for row in rows)}: furthest dim {peak['dim']} at {_tokens([peak], 1)}, "
+        f"{number(peak['score'])} std ({_place(peak)}); most often {'dim' if len(often) == 1 else 'dims'} "
+        f"{', '.join(often)}; {counted(len(counts), 'dim')} in all"
     )
 
 
@@ -148,17 +155,21 @@ def _listed(noun: str, items: list[int]) -> str:
     return f"{noun if len(items) == 1 else noun + 's'} {some(items)}"
 
 
-def _tokens(rows: list[Row]) -> str:
-    """The tokens on which the events fall, most frequent first."""
+def _tokens(rows: list[Row], most: int = 3) -> str:
+    """The tokens on which the events fall, most frequent first; for images, the classes of the positions."""
     counts: Counter[str] = Counter()
     for row in rows:
-        listed = json.loads(row["extra"]).get("top_tokens")
-        if listed:
-            for token in listed:
+        extra = json.loads(row["extra"])
+        if row["token_id"] is None:
+            for name, count in extra.get("classes_of_dim", {row["token_class"]: 1}).items():
+                counts[f"{name} positions"] += count
+        elif extra.get("top_tokens"):
+            for token in extra["top_tokens"]:
                 counts[quoted(token["token"], token["token_id"])] += token["count"]
         else:
             counts[quoted(row["token"], row["token_id"])] += row["count"] or 1
-    return some([token for token, _ in counts.most_common()])
+    names = [token for token, _ in counts.most_common()]
+    return names[0] if most == 1 else some(names, most)
 
 
 def _place(row: Row) -> str:

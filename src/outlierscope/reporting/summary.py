@@ -50,7 +50,9 @@ class FormatLine:
     @property
     def text(self) -> str:
         """Cause and modules in one line."""
-        return f"{self.cause}; keep out: {some(self.modules, 2)}" if self.modules else self.cause
+        return (
+            f"{self.cause}; keep in higher precision: {some(self.modules, 2)}" if self.modules else self.cause
+        )
 
 
 @dataclass
@@ -215,14 +217,14 @@ def _not_observed(scan: Scan) -> list[str]:
 
 
 def _next(scan: Scan, formats: list[FormatLine]) -> list[str]:
-    name = scan.manifest["model"]["name"]
+    model = scan.manifest["model"]
+    command = f"outlierscope scan {model['name']}"
     if not formats:
-        return [f"outlierscope scan {name}    activations and attention as well"]
+        return [f"{command}    activations and attention as well"]
+    data = "YOUR-FOLDER" if model["kind"] == "image" else "YOUR-OWN.jsonl"
     if scan.manifest["read"]["sampled_tokens"] < scan.manifest["read"]["tokens"]:
-        return [
-            f"outlierscope scan {name} --data YOUR-OWN.jsonl --exact    the same on your own text, nothing sampled"
-        ]
-    return [f"outlierscope scan {name} --data YOUR-OWN.jsonl --tokens 200000    the same on your own text"]
+        return [f"{command} --data {data} --exact    the same on your own data, nothing sampled"]
+    return [f"{command} --data {data} --tokens 200000    more, and on your own data"]
 
 
 def _source(source: dict[str, str | None]) -> str:
