@@ -87,7 +87,8 @@ class TappedModel:
             }
             if "use_cache" in self._inputs:
                 inputs["use_cache"] = False
-            with torch.inference_mode():
+            # Not inference mode: its tensors could not be updated later, and Stats live on.
+            with torch.no_grad():
                 self._observed.module(**inputs)
         finally:
             self._batch, self._fresh, self._scratch = None, None, {}
