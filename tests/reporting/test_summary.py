@@ -63,7 +63,7 @@ def test_overflow_comes_first_and_names_its_cause(scan):
     assert (line.name, line.word) == ("float16", "fails")
     assert "resid_post of layer 2 reaches" in line.cause
     assert "of 65,504" in line.cause
-    assert summary.verdict[0].startswith("float16 will fail (predicted): resid_post of layer 2")
+    assert summary.verdict[0].startswith("Predicted: float16 will fail (resid_post of layer 2 reaches")
 
 
 def test_hostile_tokens_are_text(scan):

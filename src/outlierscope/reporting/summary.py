@@ -39,12 +39,14 @@ class FormatLine:
         name: the format.
         word: ``fails``, ``at risk``, ``fine`` or ``unknown``.
         cause: what the word rests on.
+        brief: the same in a few words, for the verdict.
         modules: full names of the modules concerned, most severe first.
     """
 
     name: str
     word: str
     cause: str
+    brief: str = ""
     modules: list[str] = field(default_factory=list)
 
     @property
@@ -114,14 +116,26 @@ def _formats(scan: Scan) -> list[FormatLine]:
         verdict = criterion.verdict(scan.evidence)
         if not isinstance(verdict, Verdict):
             lines.append(FormatLine(name, "unknown", verdict.reason))
-        elif isinstance(criterion, RangeCriterion):
-            lines.append(FormatLine(name, verdict.word, _range_cause(scan, criterion, verdict)))
+            continue
+        modules: list[str] = []
+        if isinstance(criterion, RangeCriterion):
+            cause = _range_cause(scan, criterion, verdict)
         else:
-            modules = [module for cause in verdict.causes for module in cause.extra["modules"]]
-            lines.append(
-                FormatLine(name, verdict.word, _rounding_cause(scan, verdict), list(dict.fromkeys(modules)))
-            )
+            cause = _rounding_cause(scan, verdict)
+            modules = [module for row in verdict.causes for module in row.extra["modules"]]
+        lines.append(
+            FormatLine(name, verdict.word, cause, _brief(scan, verdict), list(dict.fromkeys(modules)))
+        )
     return lines
+
+
+def _brief(scan: Scan, verdict: Verdict) -> str:
+    if not verdict.causes:
+        return ""
+    worst = max(verdict.causes, key=lambda cause: cause.score or 0.0)
+    if verdict.share is None:
+        return f"{_site(worst)} reaches {number(worst.value)} at {_token(scan, worst)}"
+    return f"most of the noise comes from {some([_site(cause) for cause in verdict.causes], 1)}"
 
 
 def _range_cause(scan: Scan, criterion: RangeCriterion, verdict: Verdict) -> str:
@@ -140,12 +154,13 @@ def _rounding_cause(scan: Scan, verdict: Verdict) -> str:
     if not verdict.causes:
         return f"predicted noise {share(verdict.figure)} of the signal per layer"
     worst = verdict.causes[0]
-    count = len(verdict.causes)
-    return (
+    text = (
         f"predicted noise {share(verdict.figure)} of the signal per layer, {share(verdict.share)} of it from "
-        f"{counted(count, 'linear input')}; worst {_site(worst)}, whose range {_token(scan, worst)} sets with "
-        f"{number(worst.value)} (dim {worst.dim})"
+        f"{counted(len(verdict.causes), 'linear input')}; worst {_site(worst)}"
     )
+    if verdict.format != "int8_per_tensor":
+        return text
+    return f"{text}, whose range {_token(scan, worst)} sets with {number(worst.value)} (dim {worst.dim})"
 
 
 def _verdict(formats: list[FormatLine], outliers: list[OutlierLine], scan: Scan) -> list[str]:
@@ -160,12 +175,9 @@ def _verdict(formats: list[FormatLine], outliers: list[OutlierLine], scan: Scan)
         by_word.setdefault(line.word, []).append(line)
     sentences = []
     for word, says in (("fails", "will fail"), ("at risk", "is at risk")):
-        sentences += [f"{line.name} {says} (predicted): {line.cause}." for line in by_word.get(word, [])[:2]]
-        more = by_word.get(word, [])[2:]
-        if more:
-            sentences.append(
-                f"So {'are' if len(more) > 1 else 'is'} {' and '.join(line.name for line in more)}, see below."
-            )
+        if word in by_word:
+            named = [f"{line.name} {says} ({line.brief})" for line in by_word[word]]
+            sentences.append(f"Predicted: {', '.join(named)}.")
     fine = [line.name for line in by_word.get("fine", [])]
     if not sentences and fine:
         quiet = "and no rule found outliers that stand out" if not outliers else "though outliers are there"
