@@ -93,7 +93,7 @@ def measure(shape: tuple[int, int, int], runs: int, clock: Callable[[], float]) 
     stats = statistics_of_a_scan()
     times: dict[str, list[float]] = {}
 
-    def timed(name: str, action: Callable[..., Any], *arguments: Any) -> None:  # noqa: ANN401
+    def timed(name: str, action: Callable[..., Any], *arguments: Any) -> None:
         begin = clock()
         action(*arguments)
         times.setdefault(name, []).append(1e3 * (clock() - begin))

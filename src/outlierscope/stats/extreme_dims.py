@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from outlierscope.stats.reading import BLOCK_ELEMENTS
 from outlierscope.stats.stat import Stat
+from outlierscope.stats.workspace import workspace
 
 if TYPE_CHECKING:
     from outlierscope.stats.observation import Observation
@@ -82,7 +83,7 @@ def _count_extreme(seen: Observation, extremes: Tensor, *, largest: bool) -> Ten
     target = target.to(device)
     total = torch.zeros(dims, dtype=torch.int64)
     size = max(1, BLOCK_ELEMENTS // dims)
-    buffer = torch.empty(min(size, len(flat)), dims, device=device)
+    buffer = workspace(min(size, len(flat)) * dims, torch.float32, device).view(-1, dims)
     for start in range(0, len(flat), size):
         block, wanted = flat[start : start + size], target[start : start + size, None]
         block = block if block.dtype == torch.float32 else block.float()

@@ -43,7 +43,7 @@ class PowerSums:
         square = deviation * deviation
         return cls(float(n), mean, square.sum(0), (square * deviation).sum(0), (square * square).sum(0))
 
-    def assign(self, index: Any, other: PowerSums) -> None:  # noqa: ANN401
+    def assign(self, index: Any, other: PowerSums) -> None:
         """Overwrite the entries at ``index``; the count stays."""
         self.mean[index] = other.mean
         self.m2[index] = other.m2

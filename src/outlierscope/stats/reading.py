@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from outlierscope.stats.workspace import workspace
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from outlierscope.corpus.token_order import TokenOrder
 
-BLOCK_ELEMENTS = 1_500_000
+BLOCK_ELEMENTS = 800_000
 """Elements of one block: its two float32 buffers stay in the last level cache, and the cost of a call from
 Python is small beside its work."""
 
@@ -188,7 +190,8 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
         few = flat.index_select(0, scattered.to(device)).to(work)
         torch.amin(few, 0, out=lows[slot])
         torch.amax(few, 0, out=highs[slot])
-    buffers = table(2, max((block.stop - block.start for block in plan.blocks), default=0), dims)
+    largest = max((block.stop - block.start for block in plan.blocks), default=0)
+    buffers = workspace(2 * largest * dims, work, device).view(2, largest, dims)
     for block in plan.blocks:
         start, stop = block.start, block.stop
         x, y = buffers[0, : stop - start], buffers[1, : stop - start]
