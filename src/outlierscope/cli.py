@@ -67,7 +67,9 @@ def scan(
     column: Annotated[
         str | None, typer.Option(help="Column of a .jsonl or .parquet file that holds the text.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Read at most this many tokens.")] = 32_768,
+    tokens: Annotated[
+        int, typer.Option(help="Read about this many tokens; the last window stays whole.")
+    ] = 32_768,
     length: Annotated[
         int | None,
         typer.Option(help="Tokens of a window; none = 512, or what the model allows.", show_default=False),
@@ -147,17 +149,25 @@ def scan(
         exact=exact,
         sites=parse_names(sites, DEFAULT_SITES),
         layers=parse_layers(layers),
-        only=parse_names(only, KINDS),
+        only=tuple(name.removesuffix("s") for name in parse_names(only, KINDS)),
         thresholds=parse_thresholds(threshold),
         text=not no_text,
         seed=seed,
     )
     choose_criteria(settings.only, settings.thresholds)  # before any work: thresholds that do not exist
     wanted = check_names(parse_names(fail_on, ()))
+    applied = {criterion.name for criterion in choose_criteria(settings.only, {})}
+    if not applied.issuperset(wanted):
+        raise UserError(f"--fail-on: {', '.join(sorted(set(wanted) - applied))} is left out by --only {only}")
+    weights_alone = settings.only == ("weight",)
+    if weights_alone and (data or text or resume or device != "auto" or dtype != "auto"):
+        raise UserError(
+            "--only weight reads the files alone: leave out --data, --text, --resume, --device and --dtype"
+        )
     name = model or demo_model()
     folder = out if out is not None else Path("runs") / (Path(name).name if model else "demo")
     with progress_bar() as listener:
-        if settings.only == ("weight",):
+        if weights_alone:
             from outlierscope.scanning.weights import scan_weights
 
             result = scan_weights(
@@ -194,10 +204,15 @@ def scan(
         typer.echo(summary_json(summary))
     else:
         print_summary(summary)
+    unjudged = [row for row in result.manifest["not_observed"] if row["what"] in wanted]
+    for row in unjudged:
+        typer.echo(f"--fail-on: {row['what']} could not be judged: {row['why']}", err=True)
     found = sorted(set(wanted) & set(result.findings.column("criterion").to_pylist()))
     if found:
         typer.echo(f"--fail-on: {', '.join(found)} found", err=True)
         raise typer.Exit(EXIT_FOUND)
+    if unjudged:
+        raise typer.Exit(EXIT_FAILURE)
 
 
 @app.command(epilog="\b\nExample:\n  outlierscope report runs/demo\n")
@@ -238,7 +253,10 @@ def main() -> None:
         typer.echo(f"outlierscope: {error}", err=True)
         code = EXIT_FAILURE
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("outlierscope: interrupted; go on with the same command and --resume", err=True)
+        typer.echo(
+            "outlierscope: interrupted; a scan that had begun goes on with the same command and --resume",
+            err=True,
+        )
         code = EXIT_INTERRUPTED
     except Exception as error:
         # Typer's own usage errors carry their exit code and a message; all else is a failure with its traceback.

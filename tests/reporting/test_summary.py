@@ -32,7 +32,7 @@ def test_a_healthy_model_reads_healthy(scan):
     assert [line.word for line in summary.formats] == ["fine"] * 5
     assert summary.verdict[0].startswith("No number format is expected to fail (predicted)")
     assert not any(line.rule == "massive" for line in summary.outliers)
-    assert summary.heads[0].startswith("0 of 40 heads are attention sinks")
+    assert summary.heads[0].startswith("attention sinks: 0 of 40 heads")
 
 
 def test_the_order_is_that_of_the_design_and_it_fits_a_screen(scan, capsys):

@@ -85,6 +85,11 @@ def _documents(item: object, name: str) -> Iterator[Document]:
     elif isinstance(item, Sequence) and not isinstance(item, bytes):
         if all(isinstance(value, int) and not isinstance(value, bool) for value in item):
             yield Document(name, token_ids=list(item))
+        elif len(item) > 1 and all(getattr(value, "ndim", 0) > 1 for value in item):
+            raise UserError(
+                f"{name} is {len(item)} tensors, and nothing tells which are token ids; "
+                "let batches be mappings with input_ids and attention_mask"
+            )
         else:
             for row, value in enumerate(item):
                 yield from _documents(value, f"{name}[{row}]")

@@ -57,6 +57,8 @@ def content_windows(
         )
     waiting: list[int] = []
     for chunk in chunks(document.blocks, join):
+        if chunk.isspace():  # some tokenizers make tokens of it
+            continue
         waiting += encode(tokenizer, chunk)
         start = 0
         while len(waiting) - start >= content:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from outlierscope.criteria.finding import Finding
 
 
+FEW = 0.1
+"""Share of heads below which sinks are called few (ours)."""
+
+
 @dataclass(frozen=True)
 class AttentionSummary:
     """The heads of one stack.
@@ -42,7 +46,7 @@ class AttentionSummary:
         if not self.heads:
             return []
         lines = [
-            f"{self.sinks} of {self.heads} heads are attention sinks, {self.no_ops} are no-ops"
+            f"attention sinks: {self.sinks} of {self.heads} heads; no-op heads: {self.no_ops}"
             + (f" ({self.usual})" if self.usual else "")
         ]
         if self.strongest:
@@ -100,9 +104,11 @@ def summarize_attention(
 
 def _usual(sinks: list[Finding], heads: int, rate: float | None, *, causal: bool) -> str:
     on_first = sum(row.token_class in ("initial", "cls") for row in sinks)
+    if causal and len(sinks) < FEW * heads:
+        return "few for a decoder: Gu et al. 2024 report 18 % at 60 M parameters, 45 % at 1 B"
+    if sinks and len(sinks) < FEW * heads:
+        return f"fewer than {FEW:.0%} of the heads: they play no great part here"
     if causal:
-        if not sinks:
-            return "few for a decoder: Gu et al. 2024 report 18 % at 60 M parameters, 45 % at 1 B"
         published = (
             f"first-token sink rate {rate or 0:.0%}; Gu et al. 2024: 18 % at 60 M parameters, 45 % at 1 B"
         )

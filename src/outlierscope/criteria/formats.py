@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from outlierscope.criteria.finding import Finding, Kind
     from outlierscope.criteria.linear_inputs import LinearInput, Scheme
     from outlierscope.criteria.noise import FloatFormat
+    from outlierscope.model.sites import Site
 
 Word = Literal["fails", "at risk", "fine"]
 
@@ -98,6 +99,8 @@ class RangeCriterion:
             return Verdict(self.name, "fails", largest, tuple(rows))
         if evidence.corpus.tokens < self.least_tokens:
             return _too_few(self.name, evidence.corpus.tokens, self.least_tokens)
+        if not _all_measured(evidence, self.sites):
+            return NotApplied(self.name, "only a part of the model was observed (--sites, --layers)")
         if largest < 0:
             return NotApplied(self.name, f"none of its sites was observed ({', '.join(self.sites)})")
         return Verdict(self.name, "at risk" if rows else "fine", largest, tuple(rows))
@@ -166,6 +169,10 @@ class RoundingCriterion:
         """The word with its causes."""
         if evidence.corpus.sampled_tokens < self.least_tokens:
             return _too_few(self.name, evidence.corpus.sampled_tokens, self.least_tokens)
+        if not _all_measured(evidence, LINEAR_INPUTS):
+            return NotApplied(self.name, "only a part of the model was observed (--sites, --layers)")
+        if any(_not_finite(evidence, site) for site in evidence.anatomy.sites(*LINEAR_INPUTS)):
+            return NotApplied(self.name, "the model itself gives values that are not finite")
         ranking = rank_inputs(evidence, self.name)
         if not ranking:
             return NotApplied(self.name, "no input of a linear layer was observed")
@@ -259,6 +266,15 @@ def damage_per_layer(ranking: list[LinearInput]) -> float:
     """Damage of all inputs of a layer together, averaged over the layers."""
     layers = {(item.site.stack, item.site.layer) for item in ranking}
     return sum(item.damage for item in ranking) / max(len(layers), 1)
+
+
+def _all_measured(evidence: Evidence, names: tuple[str, ...]) -> bool:
+    return all(evidence.stat(site, "moments") is not None for site in evidence.anatomy.sites(*names))
+
+
+def _not_finite(evidence: Evidence, site: Site) -> bool:
+    moments = evidence.stat(site, "moments")
+    return moments is not None and bool(moments.nonfinite)
 
 
 def _too_few(name: str, tokens: int, least: int) -> NotApplied:

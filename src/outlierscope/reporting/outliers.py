@@ -128,6 +128,14 @@ def _systematic_attention(rows: list[Row]) -> str:
     )
 
 
+def _value_drain(rows: list[Row]) -> str:
+    least = min(rows, key=lambda row: row["score"])
+    return (
+        f"values of the sink keys of {counted(len(rows), 'head')} are short: down to {number(least['score'])} of the "
+        f"median (layer {least['layer']} head {least['head']})"
+    )
+
+
 WORDS: dict[str, Callable[[list[Row]], str]] = {
     "massive": _massive,
     "six_sigma": _six_sigma,
@@ -139,6 +147,7 @@ WORDS: dict[str, Callable[[list[Row]], str]] = {
     "weight_row": _weight_lines("row", "row"),
     "super_weight_candidate": _super_weight,
     "systematic_attention": _systematic_attention,
+    "value_drain": _value_drain,
 }
 
 

@@ -24,7 +24,7 @@ FORMAT_NAMES = {
     "bfloat16": "bfloat16",
     "int8_per_tensor": "int8 per tensor",
     "int8_per_token": "int8 per token",
-    "fp8_e4m3": "fp8 e4m3",
+    "fp8_e4m3": "fp8 e4m3, scaled",
 }
 """The formats that the summary speaks of; ``findings.parquet`` has all."""
 
@@ -133,6 +133,8 @@ def _brief(scan: Scan, verdict: Verdict) -> str:
     if not verdict.causes:
         return ""
     worst = max(verdict.causes, key=lambda cause: cause.score or 0.0)
+    if verdict.share is None and worst.extra["nonfinite_tokens"]:
+        return f"the model itself gives NaN or infinity at {_site(worst)}"
     if verdict.share is None:
         return f"{_site(worst)} reaches {number(worst.value)} at {_token(scan, worst)}"
     return f"most of the noise comes from {some([_site(cause) for cause in verdict.causes], 1)}"
@@ -204,6 +206,10 @@ def _read(scan: Scan) -> list[str]:
     else:
         lines.append(
             f"attention patterns, medians and histograms: of {sampled} of the tokens (--exact for all)"
+        )
+    if corpus.get("pictures_skipped"):
+        lines.append(
+            f"{counted(corpus['pictures_skipped'], 'picture')} skipped: did not decode (listed in scan.json)"
         )
     dropped = scan.manifest["nonfinite"]
     if dropped:

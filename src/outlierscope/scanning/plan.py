@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from outlierscope.criteria.criterion import Requirement
 from outlierscope.errors import UserError
+from outlierscope.model.sites import ALL_SITES
+from outlierscope.scanning.settings import DEFAULT_SITES
 from outlierscope.stats.extremes import Extremes
 from outlierscope.stats.histogram import LogHistogram, TokenAbsmax
 from outlierscope.stats.magnitudes import TopMagnitudes
@@ -33,6 +35,7 @@ def plan(anatomy: Anatomy, criteria: Iterable[Criterion], settings: ScanSettings
     Raises:
         UserError: when the settings leave nothing to observe.
     """
+    _check_choice(anatomy, settings)
     measurements = Measurements()
     requirements = [Requirement(settings.sites, make) for make in EVERYWHERE]
     requirements.append(Requirement(LAYER_CURVES, TopMagnitudes))
@@ -45,10 +48,20 @@ def plan(anatomy: Anatomy, criteria: Iterable[Criterion], settings: ScanSettings
             if settings.observes(site.layer):
                 measurements.add(anatomy.canonical(site), requirement.make())
     if not len(measurements):
-        observed = sorted({site.name for site in anatomy.sites()})
-        layers = max((len(stack.layers) for stack in anatomy.stacks.values()), default=0)
-        raise UserError(
-            f"nothing to observe with these sites and layers; this model has {layers} layers "
-            f"and the sites {', '.join(observed)}"
-        )
+        raise UserError("nothing to observe: these sites are outside of these layers")
     return measurements
+
+
+def _check_choice(anatomy: Anatomy, settings: ScanSettings) -> None:
+    """Refuse layers and sites that the model does not have."""
+    layers = max((len(stack.layers) for stack in anatomy.stacks.values()), default=0)
+    for layer in settings.layers or ():
+        if layer >= layers:
+            raise UserError(f"--layers: there is no layer {layer}; this model has layers 0 to {layers - 1}")
+    if settings.sites == DEFAULT_SITES:
+        return
+    observed = {site.name for site in anatomy.sites()} - {"pattern"}
+    for name in settings.sites:
+        if name not in observed:
+            known = ", ".join(site for site in ALL_SITES if site in observed)
+            raise UserError(f"--sites: {name} is not observed in this model; these are: {known}")

@@ -32,6 +32,7 @@ class Progress:
         sampled_sequences: their sequences.
         halved: numbers of the batches that were halved for lack of memory.
         seconds: time spent in passes, over all runs.
+        unobserved: site -> why its attention could not be observed in some batch.
     """
 
     batches: int = 0
@@ -43,6 +44,7 @@ class Progress:
     sampled_sequences: int = 0
     halved: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    unobserved: dict[str, str] = field(default_factory=dict)
 
     def count(self, batch: Batch) -> None:
         """Add one committed batch."""

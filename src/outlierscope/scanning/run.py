@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from outlierscope.corpus.corpus import Corpus
     from outlierscope.criteria.criterion import Criterion
     from outlierscope.model.observed import ObservedModel
-    from outlierscope.model.sites import Site
     from outlierscope.stats.measurements import Measurements
     from outlierscope.stats.weights import MatrixSummary
 
@@ -62,6 +61,12 @@ class _Run:
     identity: dict[str, Any]
     listener: Listener
     seconds_between_saves: float
+
+    @property
+    def expected_tokens(self) -> int:
+        """How many tokens there will be, for the progress bar."""
+        estimated = self.corpus.estimated_tokens
+        return self.settings.tokens if estimated is None else min(self.settings.tokens, estimated)
 
 
 def scan(
@@ -125,8 +130,6 @@ def scan(
     progress = Progress()
     if folder is not None and resume:
         progress = load_progress(folder, measurements, identity)
-    elif folder is not None:
-        clear_folder(folder)
     run = _Run(
         model,
         corpus,
@@ -140,41 +143,49 @@ def scan(
         seconds_between_saves,
     )
     with model.evaluating():
-        checks, unobserved = _read(run)
-        return _conclude(run, checks, unobserved)
+        return _conclude(run, _read(run, resume=resume))
 
 
-def _read(run: _Run) -> tuple[dict[str, float], dict[Site, str]]:
-    """Every batch that is left, one after the other; the state is saved every so often.
+def _read(run: _Run, *, resume: bool) -> dict[str, float]:
+    """Every batch that is left, one after the other; the state is saved at both ends and every so often.
 
     Returns:
-        What the self-check measured, and the attention that could not be observed, with reasons.
+        What the self-check measured.
     """
-    first = next(run.corpus.batches())
-    checks = check_taps(run.observed, run.measurements, first)
+
+    def save() -> None:
+        if run.folder is not None:
+            save_progress(run.folder, run.progress, run.measurements, run.identity)
+
+    checks = check_taps(run.observed, run.measurements, next(run.corpus.batches()))
+    if run.folder is not None and not resume:
+        clear_folder(run.folder)
+        save()
     saved = time.monotonic()
     with TappedModel(run.observed, run.measurements) as tapped:
         for batch in run.corpus.batches(run.progress.batches):
             start = time.monotonic()
             try:
                 fresh = tapped.observe(batch)
-                run.measurements.merge(fresh)
-                run.progress.count(batch)
             except KeyboardInterrupt:
-                # The pass was not committed: what is saved is the state after the batch before.
-                if run.folder is not None and run.progress.batches == batch.number:
-                    save_progress(run.folder, run.progress, run.measurements, run.identity)
+                # Nothing of this batch was committed: what is saved is the state after the one before. During
+                # the merge below nothing may be saved, or half a batch would count twice.
+                save()
                 raise
+            run.measurements.merge(fresh)
+            run.progress.count(batch)
+            run.progress.unobserved |= {str(site): why for site, why in tapped.unobserved.items()}
             run.progress.seconds += time.monotonic() - start
             run.progress.halved += [number for number in tapped.halved if number not in run.progress.halved]
-            run.listener("scan", run.progress.tokens, run.settings.tokens)
-            if run.folder is not None and time.monotonic() - saved >= run.seconds_between_saves:
-                save_progress(run.folder, run.progress, run.measurements, run.identity)
+            run.listener("scan", run.progress.tokens, run.expected_tokens)
+            if time.monotonic() - saved >= run.seconds_between_saves:
+                save()
                 saved = time.monotonic()
-    return checks, tapped.unobserved
+    save()
+    return checks
 
 
-def _conclude(run: _Run, checks: dict[str, float], unobserved: dict[Site, str]) -> Scan:
+def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
     """Weights, criteria, contexts, examples; then the files, if there is a folder."""
     observed, progress = run.observed, run.progress
     run.listener("looking at the weights", 0, None)
@@ -203,7 +214,7 @@ def _conclude(run: _Run, checks: dict[str, float], unobserved: dict[Site, str]) 
         add_contexts(findings, run.corpus)
     manifest = {
         "model": observed.describe(),
-        "corpus": run.corpus.describe() | {"fingerprint": run.corpus.fingerprint()},
+        "corpus": _described(run.corpus, text=run.settings.text),
         "settings": run.settings.describe(),
         "criteria": describe_criteria(run.criteria),
         "module_prefix": observed.prefix,
@@ -211,7 +222,7 @@ def _conclude(run: _Run, checks: dict[str, float], unobserved: dict[Site, str]) 
         "self_check": checks,
         "read": vars(progress) | {"class_names": list(run.corpus.class_names)},
         "nonfinite": _nonfinite(run.measurements),
-        "not_observed": not_observed(observed.anatomy, run.settings, not_applied, unobserved),
+        "not_observed": not_observed(observed.anatomy, run.settings, not_applied, progress.unobserved),
         "identity": run.identity,
     }
     examples = collect_examples(observed, run.corpus, findings)
@@ -220,6 +231,12 @@ def _conclude(run: _Run, checks: dict[str, float], unobserved: dict[Site, str]) 
         result.save(run.folder, overwrite=True)
         discard_progress(run.folder)
     return result
+
+
+def _described(corpus: Corpus, *, text: bool) -> dict[str, Any]:
+    """The corpus for ``scan.json``; special tokens are texts as well."""
+    described = corpus.describe() | {"fingerprint": corpus.fingerprint()}
+    return {key: value for key, value in described.items() if text or not key.startswith("special_tokens")}
 
 
 def _nonfinite(measurements: Measurements) -> dict[str, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,8 +204,11 @@ def check_folder(folder: Path, *, resume: bool = False, overwrite: bool = False)
     Raises:
         UserError: when it is a file, or holds another scan, finished or not, and nothing says what to do with it.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; name a folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--out {folder}: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"--out {folder}: {existing} cannot be written to; choose another folder")
     complete, unfinished = (folder / MANIFEST).exists(), (folder / FOLDER / "cursor.json").exists()
     if resume or overwrite:
         return
@@ -220,6 +225,7 @@ def check_folder(folder: Path, *, resume: bool = False, overwrite: bool = False)
 def clear_folder(folder: Path) -> None:
     """Make an old scan incomplete, so that it is not taken for whole while a new one is written over it."""
     (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder / "parts", ignore_errors=True)
     discard_progress(folder)
 
 

@@ -19,6 +19,10 @@ DEFAULT_SITES = (
     "mlp_in",
     "mlp_post",
     "mlp_out",
+    "cross_z",
+    "cross_out",
+    "resid_cross",
+    "mixer_out",
     "resid_post",
     "final_norm",
 )
@@ -67,6 +71,8 @@ class ScanSettings:
                 raise UserError(
                     f"{name.replace('_', ' ')} must be a whole number of at least 1, not {value!r}"
                 )
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be a whole number from 0 to 2**63 - 1, not {self.seed!r}")
         if self.bos not in (None, True, False):
             raise UserError(f"bos must be True, False or None, not {self.bos!r}")
         _check_names("site", self.sites, ALL_SITES)
@@ -138,7 +144,10 @@ def parse_thresholds(options: list[str] | None) -> dict[str, dict[str, float]]:
         try:
             if match is None:
                 raise ValueError
-            thresholds.setdefault(match[1], {})[match[2]] = float(match[3])
+            value = float(match[3])
+            if not 0 <= value < float("inf"):
+                raise ValueError
+            thresholds.setdefault(match[1], {})[match[2]] = value
         except ValueError:
             raise UserError(
                 f"--threshold wants CRITERION.FIELD=NUMBER, such as six_sigma.sigma=8, not {option!r}"

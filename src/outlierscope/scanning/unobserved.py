@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from outlierscope.model.sites import LAYER_SITES, STACK_SITES
+from outlierscope.model.sites import LAYER_SITES, STACK_SITES, Site
 
 if TYPE_CHECKING:
     from outlierscope.criteria.criterion import NotApplied
     from outlierscope.model.anatomy import Anatomy
-    from outlierscope.model.sites import Site
     from outlierscope.scanning.settings import ScanSettings
 
 
@@ -17,14 +16,14 @@ def not_observed(
     anatomy: Anatomy,
     settings: ScanSettings,
     not_applied: list[NotApplied],
-    unobserved: dict[Site, str],
+    unobserved: dict[str, str],
 ) -> list[dict[str, Any]]:
     """What a reader must not take for absent: sites without statistics, rules without enough data."""
     rows: list[dict[str, Any]] = []
     if anatomy.proved is not True:
         rows.append({"what": "anatomy", "why": anatomy.reason or "no attention stack was found"})
     by_reason: dict[tuple[str, str], list[int | None]] = {}
-    for site, why in (anatomy.missing | unobserved).items():
+    for site, why in (anatomy.missing | {Site.parse(site): why for site, why in unobserved.items()}).items():
         by_reason.setdefault((f"{site.stack} {site.name}", why), []).append(site.layer)
     rows += [
         {"what": what, "why": why, "layers": [layer for layer in layers if layer is not None]}
