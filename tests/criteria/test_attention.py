@@ -138,7 +138,7 @@ def test_the_summary_says_whether_it_is_usual():
     assert (summary.heads, summary.sinks, summary.first_token_rate) == (4, 1, 0.0)
     first, second = summary.lines()
     assert first.startswith(
-        "1 of 4 heads are attention sinks, 0 are no-ops (usual in number for a decoder, but mostly"
+        "attention sinks: 1 of 4 heads; no-op heads: 0 (usual in number for a decoder, but mostly"
     )
     assert second == "strongest: layer 0 head 2 gives 0.81 to 'token77'"
 
