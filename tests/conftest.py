@@ -7,6 +7,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that spin while they wait stall everything when another process needs their core.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import pytest
 
