@@ -1,5 +1,6 @@
 """The command line as a user calls it: separate processes, what is printed and the exit codes."""
 
+import os
 import subprocess
 import sys
 
@@ -83,8 +84,12 @@ def test_report_of_what_is_no_scan(tmp_path):
 
 
 def test_shell_completion():
-    result = run("--show-completion", "bash")
-    assert "outlierscope" in result.stdout or "completion" in (result.stdout + result.stderr).lower()
+    def complete(**variables):
+        return run(env=os.environ | {name.upper(): value for name, value in variables.items()}).stdout
+
+    assert "_outlierscope_completion" in complete(_outlierscope_complete="source_bash")
+    words = complete(_outlierscope_complete="complete_bash", comp_words="outlierscope sc", comp_cword="1")
+    assert words.split() == ["scan"]
 
 
 def test_interrupting_says_how_to_go_on():

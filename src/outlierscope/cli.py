@@ -249,7 +249,7 @@ def main() -> None:
     # on two cores, one of them busy: 756 ms against 11 ms for a digest. It must be said before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="outlierscope", standalone_mode=False)
     except UserError as error:
         typer.echo(f"outlierscope: {' '.join(str(error).split())}", err=True)
         code = EXIT_USAGE
