@@ -14,8 +14,8 @@ from outlierscope.criteria.norm_weight import NormWeight, norm_in_block
 from outlierscope.criteria.super_weight import SuperWeightCandidate
 from outlierscope.criteria.weight import WeightColumn, WeightRow
 from outlierscope.model.anatomy import Anatomy, AttentionPlace, LayerAnatomy, StackAnatomy
-from outlierscope.model.files.checkpoint import open_checkpoint
-from outlierscope.stats.weights import WeightPlace, summarize_matrix, summarize_norm
+from outlierscope.weights.checkpoint import open_checkpoint
+from outlierscope.weights.summary import WeightPlace, summarize_matrix, summarize_norm
 from tests.model.tiny import edit_weights, save, tiny_llama
 
 CORPUS = Corpus(1000, 10, 100, 1000, 10, ("initial", "other"))

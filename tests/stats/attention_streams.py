@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from outlierscope.corpus.batch import TEXT_CLASSES, Batch
+from outlierscope.model.attention.observation import AttentionObservation, AttentionReduction
+from outlierscope.model.attention.visibility import AttentionTokens, Visibility
 from outlierscope.model.sites import Site
-from outlierscope.stats.attention_observation import AttentionObservation, AttentionReduction
-from outlierscope.stats.visibility import AttentionTokens, Visibility
 
 SITE = Site("decoder", 0, "pattern")
 

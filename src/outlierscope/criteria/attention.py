@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 from outlierscope.criteria.criterion import NotApplied, Requirement
 from outlierscope.criteria.finding import Finding
 from outlierscope.criteria.located import class_name, sampling
+from outlierscope.model.attention.visibility import CORNER
 from outlierscope.stats import systematic_attention
 from outlierscope.stats.attention_flags import AttentionFlags
 from outlierscope.stats.positions import EXACT, bucket_names
 from outlierscope.stats.received import ReceivedMass
 from outlierscope.stats.sinks import LEAST_QUERIES, LEAST_SHARE, SinkRates
-from outlierscope.stats.visibility import CORNER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

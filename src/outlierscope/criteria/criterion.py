@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from outlierscope.model.anatomy import Anatomy
     from outlierscope.model.sites import Site
     from outlierscope.stats.stat import Stat
-    from outlierscope.stats.weights import MatrixSummary
+    from outlierscope.weights.summary import MatrixSummary
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from outlierscope.criteria.attention import PATTERN, Sink
 from outlierscope.criteria.criterion import NotApplied, Requirement
 from outlierscope.criteria.finding import Finding
 from outlierscope.criteria.located import class_name, sampling
-from outlierscope.stats.attention_observation import low_information
+from outlierscope.model.attention.observation import low_information
 from outlierscope.stats.heads import Heads
 
 if TYPE_CHECKING:

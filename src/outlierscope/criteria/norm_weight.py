@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from outlierscope.criteria.criterion import Evidence
     from outlierscope.criteria.finding import Kind
-    from outlierscope.stats.weights import MatrixSummary
+    from outlierscope.weights.summary import MatrixSummary
 
 
 @dataclass(frozen=True)

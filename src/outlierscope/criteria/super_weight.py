@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from outlierscope.criteria.criterion import Evidence
     from outlierscope.criteria.finding import Kind
     from outlierscope.criteria.located import Located
-    from outlierscope.stats.weights import MatrixSummary
+    from outlierscope.weights.summary import MatrixSummary
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from outlierscope.criteria.criterion import Evidence
     from outlierscope.criteria.finding import Kind
-    from outlierscope.stats.weights import MatrixSummary
+    from outlierscope.weights.summary import MatrixSummary
 
 READS = {
     "q": "attn_in", "k": "attn_in", "v": "attn_in", "qkv": "attn_in", "o": "z",

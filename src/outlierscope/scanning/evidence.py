@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from outlierscope.model.anatomy import Anatomy, LayerAnatomy
     from outlierscope.model.sites import Site
     from outlierscope.stats.measurements import Measurements
-    from outlierscope.stats.weights import MatrixSummary
+    from outlierscope.weights.summary import MatrixSummary
 
 READERS = {
     "attn_in": ("q", "k", "v", "qkv"),

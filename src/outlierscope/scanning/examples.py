@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from outlierscope.corpus.batch import Batch
     from outlierscope.corpus.corpus import Corpus
     from outlierscope.criteria.finding import Finding
+    from outlierscope.model.attention.observation import HeadTensors
     from outlierscope.model.observed import ObservedModel
-    from outlierscope.stats.attention_observation import HeadTensors
 
 SEQUENCES = 4
 HEADS = 4

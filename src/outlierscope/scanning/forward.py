@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from outlierscope.corpus.batch import Batch
+    from outlierscope.model.attention.observation import AttentionObservation
     from outlierscope.model.observed import ObservedModel
     from outlierscope.model.sites import Site
-    from outlierscope.stats.attention_observation import AttentionObservation
     from outlierscope.stats.measurements import Measurements
 
 

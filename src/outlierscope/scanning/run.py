@@ -12,7 +12,6 @@ import torch
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.criterion import Corpus as CorpusFacts
 from outlierscope.errors import UserError
-from outlierscope.model.weights import summarize_weights
 from outlierscope.scanning.context import add_contexts
 from outlierscope.scanning.evidence import ScanEvidence
 from outlierscope.scanning.examples import collect_examples
@@ -27,6 +26,7 @@ from outlierscope.scanning.selfcheck import check_taps
 from outlierscope.scanning.settings import ScanSettings
 from outlierscope.scanning.unobserved import not_observed
 from outlierscope.version import versions
+from outlierscope.weights.loaded import summarize_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from outlierscope.criteria.criterion import Criterion
     from outlierscope.model.observed import ObservedModel
     from outlierscope.stats.measurements import Measurements
-    from outlierscope.stats.weights import MatrixSummary
+    from outlierscope.weights.summary import MatrixSummary
 
 SECONDS_BETWEEN_SAVES = 30.0
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from outlierscope.errors import ProofError
+from outlierscope.model.attention.implementation import eager_attention
 from outlierscope.scanning.forward import TappedModel
 
 if TYPE_CHECKING:
@@ -18,14 +20,16 @@ if TYPE_CHECKING:
 TOLERANCE = 2e-6
 """Largest difference, relative to the largest output, that float32 kernels of the same kind may show."""
 
-EXACT_TOLERANCE = 1e-4
-"""The same for eager attention against SDPA, which sum in another order through all layers."""
+HALF_PRECISION_STEPS = 4
+"""The same for half precision, in steps of its rounding."""
 
 CHECKED_TOKENS = 16
 
 
 def check_taps(observed: ObservedModel, measurements: Measurements, batch: Batch) -> dict[str, float]:
-    """Run a few tokens with and without taps and compare what the model returns.
+    """Run a few tokens with and without taps and compare what the model returns, like with like.
+
+    The fast route is compared with the model as it came, the exact one with the model's own eager attention.
 
     Returns:
         The largest difference of the fast and of the exact route, relative to the largest output.
@@ -35,11 +39,13 @@ def check_taps(observed: ObservedModel, measurements: Measurements, batch: Batch
     """
     # Text can be cut; a picture is shown whole.
     small = shorten(batch, CHECKED_TOKENS if "input_ids" in batch.inputs else batch.real.shape[1])
-    plain = _output(observed, small)
-    scale = max(float(plain.float().abs().max()), 1e-30)
-    single = observed.dtype == torch.float32
+    half = observed.dtype in (torch.float16, torch.bfloat16)
+    tolerance = HALF_PRECISION_STEPS * torch.finfo(observed.dtype).eps if half else TOLERANCE
     differences: dict[str, float] = {}
-    for route, dear, tolerance in (("fast", False, TOLERANCE), ("exact", True, EXACT_TOLERANCE)):
+    attention_is_observed = any(site.name == "pattern" for site, _ in measurements)
+    for route, dear in (("fast", False), *([("exact", True)] if attention_is_observed else [])):
+        with eager_attention(observed.module, observed.anatomy) if dear else nullcontext():
+            plain = _output(observed, small)
         captured: list[torch.Tensor] = []
         hook = observed.module.register_forward_hook(
             lambda _module, _inputs, output, captured=captured: captured.append(_first(output))
@@ -49,15 +55,37 @@ def check_taps(observed: ObservedModel, measurements: Measurements, batch: Batch
                 tapped.observe(replace(small, dear=dear))
         finally:
             hook.remove()
-        difference = float((captured[0].float() - plain.float()).abs().nan_to_num().max()) / scale
-        differences[route] = difference
-        # Half-precision kernels round differently by design; there the check can only catch gross errors.
-        if difference > (tolerance if single else 0.1):
+        differences[route] = relative_difference(captured[0], plain)
+        if differences[route] > tolerance:
             raise ProofError(
-                f"observing changes what {observed.name} computes (the {route} route by {difference:.1e} of its "
-                "largest output); please report this model"
+                f"observing changes what {observed.name} computes (the {route} route by {differences[route]:.1e} "
+                "of its largest output); please report this model"
             )
     return differences
+
+
+def relative_difference(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Largest difference of two tensors over the largest finite magnitude of the second.
+
+    NaN equals NaN and an infinity its like; beside anything else they make the difference infinite.
+
+    >>> nan, infinity = float("nan"), float("inf")
+    >>> relative_difference(torch.tensor([nan, infinity, 3.0]), torch.tensor([nan, infinity, 4.0]))
+    0.25
+    >>> relative_difference(torch.tensor([nan, 4.0]), torch.tensor([1.0, 4.0]))
+    inf
+    """
+    if first.shape != second.shape:
+        return float("inf")
+    first, second = first.float(), second.float()
+    same = (first == second) | (first.isnan() & second.isnan())
+    if bool(same.all()):
+        return 0.0
+    scale = float(second[second.isfinite()].abs().max()) if bool(second.isfinite().any()) else 0.0
+    difference = (
+        (first - second).abs().masked_fill(same, 0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))
+    )
+    return float(difference.max()) / max(scale, 1e-30)
 
 
 def shorten(batch: Batch, tokens: int) -> Batch:

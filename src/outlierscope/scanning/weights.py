@@ -9,7 +9,6 @@ from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.criterion import Corpus
 from outlierscope.errors import UserError
 from outlierscope.model.anatomy import Anatomy
-from outlierscope.model.files.checkpoint import open_checkpoint
 from outlierscope.scanning.evidence import ScanEvidence
 from outlierscope.scanning.findings import to_table
 from outlierscope.scanning.judging import describe_criteria, judge
@@ -17,6 +16,7 @@ from outlierscope.scanning.progress import Progress
 from outlierscope.scanning.scan import Scan, check_folder, clear_folder
 from outlierscope.scanning.settings import ScanSettings
 from outlierscope.stats.measurements import Measurements
+from outlierscope.weights.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
     from outlierscope.scanning.run import Listener

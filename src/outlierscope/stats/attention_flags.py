@@ -14,7 +14,7 @@ from outlierscope.stats.stat import Stat
 from outlierscope.stats.systematic_attention import judged_keys
 
 if TYPE_CHECKING:
-    from outlierscope.stats.attention_observation import AttentionObservation
+    from outlierscope.model.attention.observation import AttentionObservation
 
 KEYS_PER_SEQUENCE = 512
 """Flagged keys kept of one sequence: the first ones by position."""

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from outlierscope.stats.attention_observation import low_information
+from outlierscope.model.attention.observation import low_information
 from outlierscope.stats.stat import Stat
 from outlierscope.stats.tensor_state import added, load_fields, save_fields
 
 if TYPE_CHECKING:
-    from outlierscope.stats.attention_observation import AttentionObservation
+    from outlierscope.model.attention.observation import AttentionObservation
 
 COUNTERS = (
     "sequences",

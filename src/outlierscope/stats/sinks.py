@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from outlierscope.model.attention.visibility import CORNER
 from outlierscope.stats.positions import BUCKETS, position_bucket
 from outlierscope.stats.sparse_sums import SparseSums
 from outlierscope.stats.stat import Stat
 from outlierscope.stats.tensor_state import added, load_fields, save_fields
-from outlierscope.stats.visibility import CORNER
 
 if TYPE_CHECKING:
-    from outlierscope.stats.attention_observation import AttentionObservation
+    from outlierscope.model.attention.observation import AttentionObservation
 
 LEAST_QUERIES = 16
 """A key that fewer queries can see is not judged: the last key of a causal pass is seen by itself alone."""

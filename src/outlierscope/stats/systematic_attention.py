@@ -15,7 +15,7 @@ from outlierscope.stats.stat import Stat
 from outlierscope.stats.tensor_state import added, load_fields, save_fields
 
 if TYPE_CHECKING:
-    from outlierscope.stats.attention_observation import AttentionObservation
+    from outlierscope.model.attention.observation import AttentionObservation
 
 PLAIN = (
     "sequences",

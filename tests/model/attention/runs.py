@@ -9,7 +9,7 @@ import torch
 from outlierscope.model.attention.observer import AttentionObserver
 
 if TYPE_CHECKING:
-    from outlierscope.stats.attention_observation import AttentionObservation
+    from outlierscope.model.attention.observation import AttentionObservation
 
 
 def run(model, batch, **options):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from outlierscope.stats.attention_observation import AttentionReduction
-from outlierscope.stats.visibility import AttentionTokens, Visibility
+from outlierscope.model.attention.observation import AttentionReduction
+from outlierscope.model.attention.visibility import AttentionTokens, Visibility
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from outlierscope.corpus.batch import Batch
+    from outlierscope.model.attention.observation import AttentionObservation, HeadTensors, PatternBlock
     from outlierscope.model.sites import Site
-    from outlierscope.stats.attention_observation import AttentionObservation, HeadTensors, PatternBlock
 
 
 class AttentionPass:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from outlierscope.model.attention.exact import EXACT, WATCHED, eager_function
+from outlierscope.model.attention.implementation import attention_configs
 from outlierscope.model.attention.observed_pass import AttentionPass
 from outlierscope.model.attention.registry import RegistryWatch
 from outlierscope.model.attention.returned import ReturnedWatch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from outlierscope.corpus.batch import Batch
     from outlierscope.model.anatomy import Anatomy
-    from outlierscope.stats.attention_observation import AttentionObservation, HeadTensors, PatternBlock
+    from outlierscope.model.attention.observation import AttentionObservation, HeadTensors, PatternBlock
 
 
 class AttentionObserver:
@@ -83,7 +84,7 @@ class AttentionObserver:
         if any(attention in WATCHED for attention in self._registry):
             self._forget()
             raise RuntimeError("the attention of this model is being observed already")
-        for config in self._configs():
+        for config in attention_configs(self._module, self._anatomy):
             self._saved.append((config, config._attn_implementation_internal, config._output_attentions))
         WATCHED.update(self._registry)
         for returned in self._returned.values():
@@ -129,13 +130,3 @@ class AttentionObserver:
 
     def _forget(self) -> None:
         self._registry, self._returned, self._saved, self._taps = {}, {}, [], None
-
-    def _configs(self) -> list[Any]:
-        """The configurations by which the observed modules attend, and by which their masks are made."""
-        attentions = set(self._registry) | {returned.attention for returned in self._returned.values()}
-        found: dict[int, Any] = {}
-        for part in self._module.modules():
-            config = getattr(part, "config", None)
-            if hasattr(config, "_attn_implementation_internal") and not attentions.isdisjoint(part.modules()):
-                found[id(config)] = config
-        return list(found.values())

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from outlierscope.stats.attention_observation import HeadTensors, PatternBlock
+from outlierscope.model.attention.observation import HeadTensors, PatternBlock
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from outlierscope.model.attention.observation import AttentionReduction
     from outlierscope.model.attention.observed_pass import AttentionPass
     from outlierscope.model.sites import Site
-    from outlierscope.stats.attention_observation import AttentionReduction
 
 
 @dataclass

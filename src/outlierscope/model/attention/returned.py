@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from outlierscope.model.attention.observation import PatternBlock
 from outlierscope.model.attention.values import proved_values
-from outlierscope.stats.attention_observation import PatternBlock
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
     from outlierscope.model.anatomy import LayerAnatomy, Matrix
+    from outlierscope.model.attention.observation import AttentionReduction
     from outlierscope.model.attention.observed_pass import AttentionPass
     from outlierscope.model.sites import Site
-    from outlierscope.stats.attention_observation import AttentionReduction
 
 PROVING_QUERIES = 64
 """Rows of a pattern that are kept until z is known, to prove which tensor holds the values."""

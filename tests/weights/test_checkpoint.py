@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from outlierscope.errors import UserError
-from outlierscope.model.files.checkpoint import open_checkpoint
 from outlierscope.model.load import load
-from outlierscope.model.weights import summarize_weights
-from outlierscope.stats import weights
-from outlierscope.stats.weights import BLOCK_ELEMENTS, WeightPlace, summarize_matrix
+from outlierscope.weights import summary as weights
+from outlierscope.weights.checkpoint import open_checkpoint
+from outlierscope.weights.loaded import summarize_weights
+from outlierscope.weights.summary import BLOCK_ELEMENTS, WeightPlace, summarize_matrix
 from tests.model.tiny import edit_config, edit_weights, save, tiny_bert, tiny_gpt2, tiny_llama
 
 

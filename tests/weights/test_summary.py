@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from outlierscope.stats import weights
-from outlierscope.stats.weights import (
+from outlierscope.weights import summary as weights
+from outlierscope.weights.summary import (
     MatrixScan,
     WeightPlace,
     summaries_from_tensors,

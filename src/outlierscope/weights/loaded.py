@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from outlierscope.model.workers import side_by_side
-from outlierscope.stats.weights import MatrixSummary, WeightPlace, summarize_matrix, summarize_norm
+from outlierscope.weights.summary import MatrixSummary, WeightPlace, summarize_matrix, summarize_norm
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,8 @@ from outlierscope.model.files.shards import TensorEntry, read_header, read_shard
 from outlierscope.model.files.source import find_source
 from outlierscope.model.files.tensor_names import TensorRole, read_tensor_name
 from outlierscope.model.workers import side_by_side
-from outlierscope.stats.weights import (
+from outlierscope.version import versions
+from outlierscope.weights.summary import (
     MatrixScan,
     MatrixSummary,
     WeightPlace,
@@ -28,7 +29,6 @@ from outlierscope.stats.weights import (
     rows_per_block,
     summarize_norm,
 )
-from outlierscope.version import versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

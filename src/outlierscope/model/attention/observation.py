@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from outlierscope.corpus.batch import Batch
+    from outlierscope.model.attention.visibility import AttentionTokens, Visibility
     from outlierscope.model.sites import Site
-    from outlierscope.stats.visibility import AttentionTokens, Visibility
 
 ROW_SUM_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """How far the sum of an attention row may be from 1, by the dtype in which the model keeps its pattern."""
