@@ -51,6 +51,26 @@ def test_json_says_the_same(scan):
     assert content["not_observed"][-1].startswith("generation:")
 
 
+def test_json_holds_figures_beside_the_sentences(scan):
+    content = json.loads(summary_json(summarize(scan)))
+    float16 = content["formats"][0]
+    sites = scan.evidence.measurements
+    absmax = max(
+        float(max(abs(stat.minimum).max(), abs(stat.maximum).max()))
+        for _, stat in sites
+        if stat.name == "moments"
+    )
+    assert float16["figure"] == pytest.approx(absmax / 65_504)
+    rows = scan.findings.to_pandas()
+    for line in content["outliers"]:
+        found = rows[rows.criterion == line["rule"]]
+        assert line["findings"] == len(found)
+        assert set(line["dims"]) == set(found.dim.dropna().astype(int))
+        assert line["strongest"]["score"] == found.score.max()
+    assert content["attention"][0]["sink_heads"] == (rows.criterion == "sink").sum()
+    assert content["figures_read"]["tokens"] == scan.evidence.corpus.tokens
+
+
 def test_overflow_comes_first_and_names_its_cause(scan):
     moments = scan.stat("resid_post", "moments", layer=2)
     before = moments.maximum.clone()

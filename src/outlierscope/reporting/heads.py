@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from outlierscope.criteria.attention import Sink
-from outlierscope.criteria.attention_summary import summarize_attention
+from outlierscope.criteria.attention_summary import AttentionSummary, summarize_attention
 from outlierscope.criteria.catalogue import choose_criteria
+from outlierscope.reporting.outliers import figures
 from outlierscope.scanning.findings import from_table
 
 if TYPE_CHECKING:
@@ -17,11 +18,31 @@ def head_lines(scan: Scan) -> list[str]:
     """How many heads do nothing, on which tokens, and whether that is usual."""
     if "attention" not in scan.manifest["settings"]["only"]:
         return []
-    criteria = choose_criteria(("attention",), scan.manifest["settings"]["thresholds"])
-    sink = next(criterion for criterion in criteria if isinstance(criterion, Sink))
-    summaries = summarize_attention(scan.evidence, from_table(scan.findings), sink)
-    lines = [line for summary in summaries for line in summary.lines()]
+    lines = [line for summary in _summaries(scan) for line in summary.lines()]
     if lines:
         return lines
     reasons = [row["why"] for row in scan.manifest["not_observed"] if row["what"] in ("sink", "no_op_head")]
     return [f"not judged: {reasons[0]}" if reasons else "no attention was observed"]
+
+
+def head_figures(scan: Scan) -> list[dict[str, Any]]:
+    """The same in numbers, one entry per stack."""
+    return [
+        {
+            "stack": summary.stack,
+            "heads": summary.heads,
+            "sink_heads": summary.sinks,
+            "no_op_heads": summary.no_ops,
+            "first_token_sink_rate": summary.first_token_rate,
+            "strongest": [figures(vars(row)) for row in summary.strongest],
+        }
+        for summary in _summaries(scan)
+    ]
+
+
+def _summaries(scan: Scan) -> list[AttentionSummary]:
+    if "attention" not in scan.manifest["settings"]["only"]:
+        return []
+    criteria = choose_criteria(("attention",), scan.manifest["settings"]["thresholds"])
+    sink = next(criterion for criterion in criteria if isinstance(criterion, Sink))
+    return summarize_attention(scan.evidence, from_table(scan.findings), sink)

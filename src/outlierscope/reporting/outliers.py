@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,38 @@ class OutlierLine:
         kind: ``activation``, ``weight`` or ``attention``.
         rule: name of the criterion.
         text: dims, tokens, layers, and how far they stand out.
+        findings: rows that the rule found.
+        dims: their dims, the one that stands out most first.
+        layers: their layers, ascending.
+        strongest: the row with the largest score, of ``FIGURES`` only.
     """
 
     kind: str
     rule: str
     text: str
+    findings: int
+    dims: list[int]
+    layers: list[int]
+    strongest: Row
+
+
+FIGURES = (
+    "layer",
+    "site",
+    "module",
+    "parameter",
+    "dim",
+    "row",
+    "head",
+    "expert",
+    "token_id",
+    "token",
+    "token_class",
+    "value",
+    "score",
+    "threshold",
+)
+"""Columns of a finding that a program wants beside the words."""
 
 
 def outlier_lines(rows: list[Row]) -> list[OutlierLine]:
@@ -36,10 +64,27 @@ def outlier_lines(rows: list[Row]) -> list[OutlierLine]:
     for row in rows:
         by_rule.setdefault(row["criterion"], []).append(row)
     return [
-        OutlierLine(found[0]["kind"], rule, WORDS[rule](found))
+        OutlierLine(
+            found[0]["kind"],
+            rule,
+            WORDS[rule](found),
+            findings=len(found),
+            dims=_dims(found),
+            layers=sorted({row["layer"] for row in found if row["layer"] is not None}),
+            strongest=figures(max(found, key=lambda row: row["score"] or 0.0)),
+        )
         for rule, found in by_rule.items()
         if rule in WORDS
     ]
+
+
+def figures(row: Row) -> Row:
+    """What a finding says in numbers and names, without what does not apply; JSON knows no infinity."""
+    kept = {column: row[column] for column in FIGURES if row[column] is not None}
+    return {
+        column: None if isinstance(value, float) and not math.isfinite(value) else value
+        for column, value in kept.items()
+    }
 
 
 def _massive(rows: list[Row]) -> str:

@@ -6,13 +6,14 @@ reaches 100,000 looks alarming and is harmless for int8 linear layers, which nev
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.formats import RangeCriterion, Verdict
-from outlierscope.reporting.heads import head_lines
-from outlierscope.reporting.outliers import OutlierLine, outlier_lines
+from outlierscope.reporting.heads import head_figures, head_lines
+from outlierscope.reporting.outliers import OutlierLine, figures, outlier_lines
 from outlierscope.reporting.wording import counted, layers, number, quoted, share, some
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class FormatLine:
         cause: what the word rests on.
         brief: the same in a few words, for the verdict.
         modules: full names of the modules concerned, most severe first.
+        figure: what the word rests on (see ``Verdict``); ``None`` when unknown or infinite.
+        share: share of the predicted damage that the causes stand for.
+        causes: the rows that are to blame, most severe first, in numbers and names.
     """
 
     name: str
@@ -48,6 +52,9 @@ class FormatLine:
     cause: str
     brief: str = ""
     modules: list[str] = field(default_factory=list)
+    figure: float | None = None
+    share: float | None = None
+    causes: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -59,7 +66,10 @@ class FormatLine:
 
 @dataclass
 class Summary:
-    """The parts of the summary, in the order in which they are shown."""
+    """The parts of the summary, in the order in which they are shown.
+
+    ``heads`` and ``read`` are sentences; ``attention`` and ``figures_read`` the figures that they rest on.
+    """
 
     model: str
     description: str
@@ -67,7 +77,9 @@ class Summary:
     formats: list[FormatLine]
     outliers: list[OutlierLine]
     heads: list[str]
+    attention: list[dict[str, Any]]
     read: list[str]
+    figures_read: dict[str, Any]
     not_observed: list[str]
     files: list[str]
     next: list[str]
@@ -95,7 +107,12 @@ def summarize(scan: Scan) -> Summary:
         formats=formats,
         outliers=outliers,
         heads=head_lines(scan),
+        attention=head_figures(scan),
         read=_read(scan),
+        figures_read={
+            name: scan.manifest["read"][name]
+            for name in ("tokens", "sequences", "longest", "sampled_tokens", "sampled_sequences")
+        },
         not_observed=_not_observed(scan),
         files=[f"{scan.folder}/report.html to look at, {scan.folder}/findings.parquet to work with"]
         if scan.folder
@@ -124,7 +141,16 @@ def _formats(scan: Scan) -> list[FormatLine]:
             cause = _rounding_cause(scan, verdict)
             modules = [module for row in verdict.causes for module in row.extra["modules"]]
         lines.append(
-            FormatLine(name, verdict.word, cause, _brief(scan, verdict), list(dict.fromkeys(modules)))
+            FormatLine(
+                name,
+                verdict.word,
+                cause,
+                brief=_brief(scan, verdict),
+                modules=list(dict.fromkeys(modules)),
+                figure=verdict.figure if math.isfinite(verdict.figure) else None,
+                share=verdict.share,
+                causes=[figures(vars(row)) for row in verdict.causes],
+            )
         )
     return lines
 

@@ -56,8 +56,8 @@ def print_summary(summary: Summary) -> None:
 
 
 def summary_json(summary: Summary) -> str:
-    """The same for a program."""
-    return json.dumps(asdict(summary), indent=1, ensure_ascii=False)
+    """The same for a program, with the figures that the sentences rest on."""
+    return json.dumps(asdict(summary), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def _heading(console: Console, title: str, remark: str = "") -> None:

@@ -47,10 +47,9 @@ class TappedModel:
         self._exit.enter_context(
             Taps(module, anatomy, [site for site in sites if site.name != "pattern"], self._tensor)
         )
+        patterns = {site for site in sites if site.name == "pattern"}
         self._attention = (
-            AttentionObserver(module, anatomy, self._pattern)
-            if any(site.name == "pattern" for site in sites)
-            else None
+            AttentionObserver(module, anatomy, self._pattern, sites=patterns) if patterns else None
         )
         if self._attention:
             self._exit.enter_context(self._attention)

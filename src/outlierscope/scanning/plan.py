@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from outlierscope.scanning.settings import ScanSettings
 
 EVERYWHERE = (Moments, Extremes, TokenAbsmax, SequenceSummaries, LogHistogram)
-"""Kept at every observed site, whatever the criteria ask for."""
+"""Kept at every observed site, whatever the criteria ask for, unless neither activations nor formats are looked at."""
 
 LAYER_CURVES = ("resid_post", "mlp_out", "mlp_post")
 """Sites whose top magnitudes and medians are kept per layer."""
@@ -37,8 +37,10 @@ def plan(anatomy: Anatomy, criteria: Iterable[Criterion], settings: ScanSettings
     """
     _check_choice(anatomy, settings)
     measurements = Measurements()
-    requirements = [Requirement(settings.sites, make) for make in EVERYWHERE]
-    requirements.append(Requirement(LAYER_CURVES, TopMagnitudes))
+    requirements: list[Requirement] = []
+    if {"activation", "format"} & set(settings.only):
+        requirements += [Requirement(settings.sites, make) for make in EVERYWHERE]
+        requirements.append(Requirement(LAYER_CURVES, TopMagnitudes))
     requirements += [requirement for criterion in criteria for requirement in criterion.requires()]
     allowed = set(settings.sites) | {"pattern"}
     for requirement in requirements:

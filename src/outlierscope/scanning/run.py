@@ -19,6 +19,7 @@ from outlierscope.scanning.feeding import corpus_for
 from outlierscope.scanning.findings import to_table
 from outlierscope.scanning.forward import TappedModel
 from outlierscope.scanning.judging import describe_criteria, judge
+from outlierscope.scanning.memory import check_activations
 from outlierscope.scanning.plan import plan
 from outlierscope.scanning.progress import Progress, discard_progress, load_progress, save_progress
 from outlierscope.scanning.scan import Scan, check_folder, clear_folder
@@ -157,7 +158,9 @@ def _read(run: _Run, *, resume: bool) -> dict[str, float]:
         if run.folder is not None:
             save_progress(run.folder, run.progress, run.measurements, run.identity)
 
-    checks = check_taps(run.observed, run.measurements, next(run.corpus.batches()))
+    first = next(run.corpus.batches())
+    check_activations(run.observed, first)
+    checks = check_taps(run.observed, run.measurements, first)
     if run.folder is not None and not resume:
         clear_folder(run.folder)
         save()

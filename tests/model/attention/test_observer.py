@@ -12,6 +12,7 @@ from outlierscope.errors import ProofError
 from outlierscope.model.attention import exact as attention_exact
 from outlierscope.model.attention.exact import EXACT, WATCHED, blocks, eager_function
 from outlierscope.model.attention.observer import AttentionObserver
+from outlierscope.model.sites import Site
 from tests.model.attention.models import (
     REGISTRY_FAMILIES,
     RETURNED_FAMILIES,
@@ -265,3 +266,22 @@ def test_the_name_is_registered_for_attention_and_for_masks():
 
     assert ALL_ATTENTION_FUNCTIONS[EXACT] is attention_exact.exact_attention
     assert ALL_MASK_ATTENTION_FUNCTIONS[EXACT] is eager_mask
+
+
+def test_only_the_layers_asked_for_are_looked_at():
+    for family in ("llama", "mpnet"):
+        model, anatomy = FAMILIES[family]()
+        stack = next(iter(anatomy.stacks))
+        batch = text_batch(stack=stack)
+        wanted = Site(stack, 1, "pattern")
+        seen, everything = [], []
+        with AttentionObserver(model, anatomy, everything.append) as observer:
+            observer.begin(batch)
+            run(model, batch)
+        with AttentionObserver(model, anatomy, seen.append, sites={wanted}) as observer:
+            observer.begin(batch)
+            run(model, batch)
+        assert [observation.site for observation in seen] == [wanted]
+        whole = next(observation for observation in everything if observation.site == wanted)
+        assert torch.equal(seen[0].received, whole.received)
+        assert not observer.unobserved

@@ -13,7 +13,7 @@ from outlierscope.model.sites import Site
 from outlierscope.model.taps import Taps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from torch import Tensor, nn
 
@@ -32,6 +32,7 @@ class AttentionObserver:
         module: the model; ``anatomy``'s module names are relative to it.
         anatomy: its map; layers with an ``attention`` are observed.
         consume: called once a layer and dear batch.
+        sites: the ``pattern`` of the layers to look at; ``None`` for all.
         on_block: called with every block of a pattern while it is at hand, for saving examples.
         on_heads: called with a layer's queries, keys and values, for saving examples; not for families that
             compute attention outside of transformers' registry.
@@ -52,12 +53,14 @@ class AttentionObserver:
         consume: Callable[[AttentionObservation], None],
         on_block: Callable[[PatternBlock], None] | None = None,
         on_heads: Callable[[HeadTensors], None] | None = None,
+        sites: Collection[Site] | None = None,
     ) -> None:
         self._module = module
         self._anatomy = anatomy
         self._consume = consume
         self._on_block = on_block
         self._on_heads = on_heads
+        self._sites = sites
         self._registry: dict[nn.Module, RegistryWatch] = {}
         self._returned: dict[Site, ReturnedWatch] = {}  # by the layer's z
         self._taps: Taps | None = None
@@ -77,7 +80,9 @@ class AttentionObserver:
                     # Layers that share their weights share the module, and call it in turn.
                     watch = self._registry.setdefault(attention, RegistryWatch(layer.attention.causal))
                     watch.sites.append(site)
-                else:
+                    if self._wants(site):
+                        watch.wanted.add(site)
+                elif self._wants(site):
                     z = self._anatomy.canonical(Site(stack.name, layer.index, "z"))
                     tapped = self._anatomy.has(z)
                     self._returned[z] = ReturnedWatch(self._module, layer, site, z_tapped=tapped)
@@ -119,6 +124,9 @@ class AttentionObserver:
             for config, _, _ in self._saved:
                 config._attn_implementation_internal = EXACT if self._registry else "eager"
                 config._output_attentions = bool(self._returned)
+
+    def _wants(self, site: Site) -> bool:
+        return self._sites is None or site in self._sites
 
     def _take_z(self, site: Site, z: Tensor) -> None:
         self._returned[site].take_z(z)

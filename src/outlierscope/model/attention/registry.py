@@ -21,11 +21,13 @@ class RegistryWatch:
 
     Attributes:
         sites: ``pattern`` of the layers that call the module, in their order.
+        wanted: those of them that are looked at.
         causal: whether these layers hide later keys.
     """
 
     causal: bool
     sites: list[Site] = field(default_factory=list)
+    wanted: set[Site] = field(default_factory=set)
     _pass: AttentionPass | None = None
     _calls: int = 0
     _reduction: AttentionReduction | None = None
@@ -45,6 +47,8 @@ class RegistryWatch:
             self._pass.unobserved[self.sites[-1]] = "its module is called more often than it has layers"
             return False
         site = self.sites[self._calls - 1]
+        if site not in self.wanted:
+            return False
         sequences, heads, queries, _ = query.shape
         if site.stack != self._pass.batch.stack or not self._pass.fits(
             site, sequences, queries, key.shape[2]
