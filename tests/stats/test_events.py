@@ -183,8 +183,7 @@ def test_flags_are_bounded():
     assert stat.left_out[0] == 0
 
 
-def test_many_events_are_read_in_chunks(monkeypatch):
-    monkeypatch.setattr("outlierscope.stats.located.CHUNK_ELEMENTS", 7)
+def test_events_everywhere():
     random = np.random.default_rng(4)
     rows = [
         Sequence(

@@ -75,7 +75,7 @@ class TappedModel:
         return measurements
 
     def _pass(self, batch: Batch) -> Measurements:
-        fresh = self._template.fresh()
+        fresh = self._template.fresh(dear=batch.dear)
         self._batch, self._fresh, self._scratch = batch, fresh, {}
         try:
             if self._attention:
@@ -103,11 +103,9 @@ class TappedModel:
         self._update(observation.site, observation)
 
     def _update(self, site: Site, seen: Observation | AttentionObservation) -> None:
-        assert self._batch is not None  # noqa: S101
         assert self._fresh is not None  # noqa: S101
         for stat in self._fresh.at(site):
-            if self._batch.dear or not stat.dear:
-                stat.update(seen)
+            stat.update(seen)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from outlierscope.corpus.token_order import TokenOrder
 from outlierscope.stats.power_sums import Array, PowerSums, combined, from_shifted, over_dims, pool_shifted
-from outlierscope.stats.reading import Plan, Reading, read
+from outlierscope.stats.reading import Plan, read
 
 if TYPE_CHECKING:
     from outlierscope.corpus.batch import Batch
@@ -34,7 +34,7 @@ class Digest:
 
     Attributes:
         order: the tokens used.
-        plan: how they were cut into slots, the rows of one class that were reduced together.
+        plan: how they were cut into slots, rows of one sequence and class that were reduced together.
         sums: mean and central power sums of each dim over all tokens used, [d].
         pooled: mean and central power sums of each sequence over all its values, [B].
         slot_low: [S, d] float32, smallest value of each slot and dim.
@@ -115,10 +115,9 @@ def digest_tensor(tensor: Tensor, batch: Batch) -> Digest:
     flat = tensor.detach().reshape(-1, tensor.shape[2])  # [B * T, d]
     order, nonfinite, located = batch.order, 0, torch.zeros(0, 3, dtype=torch.int64)
     reading = read(flat, order)
-    powers = _on_cpu(reading.powers)  # [4, P, d]
-    overflown = _overflown(reading, powers)
+    overflown = _overflown(reading.powers)
     if overflown:
-        infinite = ~(reading.token_high.isfinite() & reading.token_low.isfinite()).cpu()  # [N]
+        infinite = ~(reading.token_high.isfinite() & reading.token_low.isfinite())  # [N]
         if infinite.any():
             dropped = order.rows[infinite].sort().values
             located = _locate(flat, dropped, batch)
@@ -127,23 +126,21 @@ def digest_tensor(tensor: Tensor, batch: Batch) -> Digest:
             used = used.index_fill(0, dropped, value=False).view(order.shape)
             order = TokenOrder.of(used, batch.classes, order.positions)
             reading = read(flat, order)
-            powers = _on_cpu(reading.powers)
-            overflown = _overflown(reading, powers)
-    powers = _by_sequence(reading, powers, len(order.counts))
-    sums, pooled = _sums(powers, order, _on_cpu(reading.shift), overflown, flat)
+            overflown = _overflown(reading.powers)
+    sums, pooled = _sums(reading.powers, order, _on_cpu(reading.shift), overflown, flat)
     digest = Digest(
         order=order,
         plan=reading.plan,
         sums=sums,
         pooled=pooled,
-        slot_low=reading.slot_low.float().cpu(),
-        slot_high=reading.slot_high.float().cpu(),
-        token_low=reading.token_low.float().cpu(),
-        token_high=reading.token_high.float().cpu(),
+        slot_low=reading.slot_low,
+        slot_high=reading.slot_high,
+        token_low=reading.token_low,
+        token_high=reading.token_high,
         nonfinite=nonfinite,
         nonfinite_located=located,
     )
-    if digest.tokens and reading.powers.dtype == torch.float32:
+    if digest.tokens and flat.dtype != torch.float64:
         _mend(digest, flat)
     return digest
 
@@ -167,20 +164,10 @@ def _on_cpu(tensor: Tensor) -> Array:
     return array
 
 
-def _overflown(reading: Reading, powers: Array) -> list[int]:
+def _overflown(powers: Array) -> list[int]:
     """The sequences with a fourth power beyond the arithmetic's range, or a non-finite value."""
-    parts = ~np.isfinite(powers[3].sum(1))  # [P]
-    return sorted({reading.plan.owners[part] for part in parts.nonzero()[0].tolist()}) if parts.any() else []
-
-
-def _by_sequence(reading: Reading, powers: Array, sequences: int) -> Array:
-    """[4, B, d] from [4, P, d]: sequences that were read in several parts are added up."""
-    if reading.plan.owners == list(range(sequences)):
-        return powers
-    total = np.zeros((4, sequences, powers.shape[2]))
-    for part, sequence in enumerate(reading.plan.owners):
-        total[:, sequence] += powers[:, part]
-    return total
+    found: list[int] = (~np.isfinite(powers[3].sum(1))).nonzero()[0].tolist()
+    return found
 
 
 def _sums(

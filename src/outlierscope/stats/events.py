@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -92,23 +93,27 @@ class Events(Stat["Observation"]):
 
     def _count(self, found: Located, seen: Observation) -> None:
         dims, classes = self.by_dim_class.shape
-        place = found.sequence * seen.tensor.shape[1] + found.place  # [K], as found is sorted: ascending
-        position = seen.digest.order.positions.flatten()[place]
-        token_class = seen.batch.classes.cpu().flatten()[place].long()
-        by_dim_class = torch.bincount(found.dim * classes + token_class, minlength=dims * classes)
-        self.by_dim_class = self.by_dim_class + by_dim_class.view(dims, classes)
+        sequence, dim = found.sequence.numpy(), found.dim.numpy()  # [K]
+        place = sequence * seen.tensor.shape[1] + found.place.numpy()  # ascending, as found is sorted
+        at = torch.from_numpy(place)
+        position = seen.digest.order.positions.flatten()[at]
+        token_class = seen.batch.classes.cpu().flatten()[at].numpy()
+        by_dim_class = np.bincount(dim * classes + token_class, minlength=dims * classes)
+        self.by_dim_class = self.by_dim_class + torch.from_numpy(by_dim_class).view(dims, classes)
         self.by_dim = self.by_dim_class.sum(1)
         self.positions = self.positions + count_buckets(position)
-        in_sequence = torch.unique(found.sequence * dims + found.dim)  # distinct (sequence, dim)
-        self.sequences_by_dim = self.sequences_by_dim + torch.bincount(in_sequence % dims, minlength=dims)
-        self.sequences_with_any += len(torch.unique_consecutive(found.sequence))
-        self.tokens_with_any += len(torch.unique_consecutive(place))
+        in_sequence = np.unique(sequence * dims + dim)  # distinct (sequence, dim)
+        self.sequences_by_dim = self.sequences_by_dim + torch.from_numpy(
+            np.bincount(in_sequence % dims, minlength=dims)
+        )
+        self.sequences_with_any += 1 + int(np.count_nonzero(np.diff(sequence)))
+        self.tokens_with_any += 1 + int(np.count_nonzero(np.diff(place)))
         self.count += len(found)
         self.carried += int(found.carried.sum())
         self._wait(
             Pairs(
                 dim=found.dim,
-                token_id=seen.batch.token_ids.cpu().flatten()[place],
+                token_id=seen.batch.token_ids.cpu().flatten()[at],
                 count=torch.ones_like(found.dim),
                 carried=found.carried.long(),
                 value=found.value,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from outlierscope.stats.compiled import compiled
 from outlierscope.stats.digest import first_located
 from outlierscope.stats.stat import Stat
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 NONE = -1
 """Sequence, position and token where a class has not been seen."""
-
-CHUNK_ELEMENTS = 250_000
-"""Values looked at together when locating: bounds the memory that it takes."""
 
 Indices = NDArray[np.int64]
 
@@ -151,20 +148,14 @@ class Extremes(Stat["Observation"]):
         if self._bar is None:
             self._bar = torch.where(self.sequence == NONE, -1.0, self.value.abs())
             self._last = int(self.sequence.max())
-        peaks = torch.maximum(digest.slot_high, -digest.slot_low).numpy()  # [S, d]
-        bar = self._bar.numpy()[plan.slot_class]
-        wins = peaks > bar
-        if self._last > int(seen.batch.sequence_ids.min()):
-            wins |= peaks == bar  # an equal value wins over one of a later sequence
-        slot, dim = wins.nonzero()  # [W]
-        if not len(slot):
+        low, high = digest.slot_low.numpy(), digest.slot_high.numpy()  # [S, d]
+        wins = np.empty(low.shape, dtype=np.bool_)
+        # An equal value wins over one of a later sequence.
+        ties = self._last > int(seen.batch.sequence_ids.min())
+        if not _mark_winners(low, high, plan.slot_class, self._bar.numpy(), ties, wins):
             return None
-        peak = peaks[slot, dim]
-        cell = plan.slot_class[slot] * self.value.shape[1] + dim
-        best = np.full(self.value.numel(), -1.0, dtype=np.float32)
-        np.maximum.at(best, cell, peak)
-        highest = peak == best[cell]
-        return _locate(seen, slot[highest], dim[highest], peak[highest])
+        slot, dim = wins.nonzero()  # [W]
+        return _locate(seen, slot, dim, np.maximum(high[slot, dim], -low[slot, dim]))
 
     def _record(self, found: Found) -> None:
         """Take over what surpasses the records; never in place, as others may hold the same tables."""
@@ -219,56 +210,84 @@ PARTIAL = (
 )
 
 
+@compiled
+def _mark_winners(
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+    slot_class: Indices,
+    bar: NDArray[np.float32],
+    ties: bool,
+    wins: NDArray[np.bool_],
+) -> bool:
+    """Mark in ``wins`` [S, d] the magnitudes above ``bar`` [C, d] that are the largest of their class and dim.
+
+    Args:
+        low: [S, d] smallest value of each slot.
+        high: [S, d] largest.
+        slot_class: [S].
+        bar: the largest magnitudes so far.
+        ties: whether reaching the bar is enough.
+        wins: written.
+
+    Returns:
+        Whether any is marked.
+    """
+    best = bar.copy()
+    for slot in range(len(low)):
+        most = best[slot_class[slot]]
+        for dim in range(low.shape[1]):
+            peak = max(high[slot, dim], -low[slot, dim])
+            most[dim] = peak if peak > most[dim] else most[dim]
+    found = False
+    for slot in range(len(low)):
+        most, least = best[slot_class[slot]], bar[slot_class[slot]]
+        for dim in range(low.shape[1]):
+            peak = max(high[slot, dim], -low[slot, dim])
+            won = peak == most[dim] and (peak > least[dim] or ties)
+            wins[slot, dim] = won
+            found = found or won
+    return found
+
+
+@compiled
+def _find_rows(
+    flat: NDArray[np.float32],
+    rows: Indices,
+    slot_start: Indices,
+    slot: Indices,
+    dim: Indices,
+    peak: NDArray[np.float32],
+    found: Indices,
+) -> None:
+    """Into ``found`` [W], the first of the ``rows`` of each ``slot`` whose magnitude in ``dim`` is ``peak``."""
+    for winner in range(len(slot)):
+        for at in range(slot_start[slot[winner]], slot_start[slot[winner] + 1]):
+            if abs(flat[rows[at], dim[winner]]) == peak[winner]:
+                found[winner] = rows[at]
+                break
+
+
 def _locate(seen: Observation, slot: Indices, dim: Indices, peak: NDArray[np.float32]) -> Found:
     """Where the magnitudes ``peak`` [W] stand in the rows of their slots; the first of each (class, dim)."""
     plan, order = seen.digest.plan, seen.digest.order
-    flat = seen.tensor.detach().reshape(-1)
     length, dims = order.shape[1], seen.tensor.shape[2]
-    ids = seen.batch.sequence_ids.cpu().numpy()
-    by_id = ids.argsort(kind="stable")  # rows of the batch, by the number of their sequence
-    rank = by_id.argsort()
-    # The winners come sorted by slot; each row of a slot is compared with all winners of it. Going row by row
-    # meets neighbouring memory, which is several times as fast as going winner by winner.
-    slots, first_winner, winners = np.unique(slot, return_index=True, return_counts=True)
-    sizes = plan.slot_length[slots]
-    which = np.repeat(np.arange(len(slots)), sizes)  # [R], index into slots
-    offset = np.arange(len(which)) - np.repeat(sizes.cumsum() - sizes, sizes)
-    rows = plan.slot_rows.numpy()[plan.slot_start[slots][which] + offset]  # [R]
-    dim_of, peak_of = torch.from_numpy(dim), torch.from_numpy(peak)
-    keys, owners = [], []
-    for part in _chunks(winners[which]):
-        many = winners[which[part]]  # [R'] winners to compare each row with; E pairs in all
-        pair_row = torch.repeat_interleave(torch.from_numpy(many))  # [E]
-        start = torch.from_numpy(first_winner[which[part]] - (many.cumsum() - many))
-        entry = start.index_select(0, pair_row).add_(torch.arange(len(pair_row)))  # [E]
-        index = torch.from_numpy(rows[part] * dims).index_select(0, pair_row)
-        index.add_(dim_of.index_select(0, entry))
-        values = flat.index_select(0, index.to(flat.device)).float().cpu().abs_()
-        hit = (values == peak_of.index_select(0, entry)).numpy().nonzero()[0]
-        row = rows[part][pair_row.numpy()[hit]]
-        keys.append(rank[row // length] * length + row % length)
-        owners.append(entry.numpy()[hit])
-    key, owner = np.concatenate(keys), np.concatenate(owners)
+    # On a GPU this copies the tensor, which only batches with new records do: most of them come early.
+    flat = seen.tensor.detach().reshape(-1, dims).float().cpu().contiguous().numpy()  # [B * T, d]
+    row = np.empty_like(slot)  # [W]
+    _find_rows(flat, order.rows.numpy(), plan.slot_start, slot, dim, peak, row)
     # Of equal values the first by (sequence id, place) is the one.
-    cell = plan.slot_class[slot[owner]] * dims + dim[owner]
-    by_cell = np.lexsort((key, cell))
-    firsts = np.flatnonzero(np.diff(cell[by_cell], prepend=-1))
-    cell, key = cell[by_cell][firsts], key[by_cell][firsts]
-    row = by_id[key // length] * length + key % length
+    ids = seen.batch.sequence_ids.cpu().numpy()
+    cell = plan.slot_class[slot] * dims + dim
+    by_cell = np.lexsort((row % length, ids[row // length], cell))
+    firsts = by_cell[np.flatnonzero(np.diff(cell[by_cell], prepend=-1))]
+    cell, row = cell[firsts], row[firsts]
     dim = cell % dims
     return Found(
         dims,
         cell // dims,
         dim,
-        flat.index_select(0, torch.from_numpy(row * dims + dim).to(flat.device)).float().cpu().numpy(),
+        flat[row, dim],
         ids[row // length],
         order.positions.numpy().reshape(-1)[row],
         seen.batch.token_ids.cpu().numpy().reshape(-1)[row],
     )
-
-
-def _chunks(sizes: Indices) -> list[slice]:
-    """Slices of rows whose ``sizes`` [R] add up to about ``CHUNK_ELEMENTS`` each."""
-    group = sizes.cumsum() // CHUNK_ELEMENTS
-    cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(sizes)]
-    return [slice(first, last) for first, last in pairwise(cuts)]

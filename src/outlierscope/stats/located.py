@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from outlierscope.stats.compiled import compiled
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from outlierscope.stats.observation import Observation
     from outlierscope.stats.power_sums import Array
-
-CHUNK_ELEMENTS = 1_000_000
-"""Candidates looked at together: bounds the memory of dense cases."""
 
 
 @dataclass
@@ -99,28 +100,60 @@ def read_beyond(seen: Observation, centre: Array, limit: Array) -> Located:
         possible = digest.inf_norms > least  # [B]
     if not possible.any():
         return Located.nothing()
-    order, dims = digest.order, len(digest.dim_absmax)
+    order = digest.order
     bar = torch.from_numpy(np.where(possible, least, np.inf)).float()[order.sequence_of]  # [N]
     rows = order.rows[digest.token_absmax >= bar].sort().values  # [R]
     columns = (digest.dim_absmax >= float(least[possible].min())).nonzero().flatten()  # [D]
     if not len(rows) or not len(columns):
         return Located.nothing()
-    flat = seen.tensor.detach().reshape(-1, dims)
-    device = flat.device
-    centres, limits, bars = torch.from_numpy(centre), torch.from_numpy(limit), torch.from_numpy(least).float()
-    parts = []
-    for chunk in torch.split(rows, max(1, CHUNK_ELEMENTS // dims)):
-        sequences, places = chunk // order.shape[1], chunk % order.shape[1]  # [R]
-        values = flat.index_select(0, chunk.to(device)).index_select(1, columns.to(device)).float()  # [R, D]
-        near = values.abs() >= bars[sequences, None].to(device)
-        row, column = (torch.from_numpy(index) for index in near.cpu().numpy().nonzero())  # [K]
-        found = values[row.to(device), column.to(device)].cpu()
-        sequence = sequences[row]
-        passed = (found.double() - centres[sequence]).abs() > limits[sequence]
-        parts.append(
-            Located.at(sequence[passed], places[row[passed]], columns[column[passed]], found[passed])
-        )
-    return parts[0] if len(parts) == 1 else Located.joined(*parts)
+    values, at = seen.at_hand(rows)
+    sequence = (rows // order.shape[1]).numpy()
+    arguments = (values, at, sequence, columns.numpy(), centre, np.where(np.isnan(limit), np.inf, limit))
+    index = np.empty((_list_beyond(*arguments, np.empty((0, 2), dtype=np.int64)), 2), dtype=np.int64)
+    _list_beyond(*arguments, index)
+    row, column = index[:, 0], index[:, 1]
+    return Located.at(
+        torch.from_numpy(sequence[row]),
+        rows[torch.from_numpy(row)] % order.shape[1],
+        torch.from_numpy(column),
+        torch.from_numpy(values[at[row], column]),
+    )
+
+
+@compiled
+def _list_beyond(
+    values: NDArray[np.float32],
+    at: NDArray[np.int64],
+    sequence: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    centre: Array,
+    limit: Array,
+    index: NDArray[np.int64],
+) -> int:
+    """List (number of the row, column) of each value with abs(x - centre) > limit, as many as ``index`` holds.
+
+    Args:
+        values: [*, d].
+        at: [R] the rows to look at.
+        sequence: [R] the sequence of each.
+        columns: [D] the columns to look at.
+        centre: [B] of each sequence.
+        limit: [B] of each sequence.
+        index: [K, 2], written.
+
+    Returns:
+        How many there are.
+    """
+    found = 0
+    for row in range(len(at)):
+        middle, most = centre[sequence[row]], limit[sequence[row]]
+        for column in columns:
+            if abs(np.float64(values[at[row], column]) - middle) > most:
+                if found < len(index):
+                    index[found, 0] = row
+                    index[found, 1] = column
+                found += 1
+    return found
 
 
 def read_at(seen: Observation, places: Located) -> Located:

@@ -42,11 +42,12 @@ class Measurements:
     def __len__(self) -> int:
         return sum(len(stats) for stats in self._stats.values())
 
-    def fresh(self) -> Measurements:
-        """The same statistics, all empty."""
+    def fresh(self, *, dear: bool = True) -> Measurements:
+        """The same statistics, all empty; without the dear ones if they are not to be computed."""
         empty = Measurements()
         for site, stat in self:
-            empty.add(site, stat.fresh())
+            if dear or not stat.dear:
+                empty.add(site, stat.fresh())
         return empty
 
     def merge(self, other: Measurements) -> None:

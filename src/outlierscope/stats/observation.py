@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from outlierscope.stats.digest import Digest, digest_tensor
 from outlierscope.stats.sequence_magnitudes import count_magnitudes, select_ranks
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from outlierscope.corpus.batch import Batch
@@ -54,6 +58,16 @@ class Observation:
     def values(self, sequence: int) -> Tensor:
         """[T_used, d] float32: the real, finite rows of one sequence (``digest.places(sequence)``)."""
         return self.digest.values(self.tensor, sequence)
+
+    def at_hand(self, rows: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Rows of the flattened tensor [B * T, d] on the CPU: values [*, d], and where in them each row is.
+
+        Nothing is copied when the tensor is float32 and on the CPU already.
+        """
+        flat = self.tensor.detach().reshape(-1, self.tensor.shape[2])
+        if flat.dtype == torch.float32 and flat.device.type == "cpu":
+            return flat.numpy(), rows.numpy()
+        return flat.index_select(0, rows.to(flat.device)).float().cpu().numpy(), np.arange(len(rows))
 
     def events(self, rule: EventRule) -> Located:
         """The events of a rule."""

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from outlierscope.stats.compiled import compiled
+
 Array = NDArray[np.float64]
 
 
@@ -75,8 +77,7 @@ def from_shifted(count: Array | float, shift: Array | float, powers: Array) -> P
 def pool_shifted(counts: Array, shift: Array, powers: Array) -> tuple[PowerSums, Array]:
     """Power sums of each sequence over all its values, from sums by dim of powers of (x - shift).
 
-    With one centre c for all dims and e = shift - c, sum (x - c)^k follows from the binomial theorem; all the
-    sums over dims that it takes are one product of matrices.
+    With one centre c for all dims and e = shift - c, sum (x - c)^k follows from the binomial theorem.
 
     Args:
         counts: [B] tokens of each sequence.
@@ -86,23 +87,26 @@ def pool_shifted(counts: Array, shift: Array, powers: Array) -> tuple[PowerSums,
     Returns:
         [B] sums, and [B] the size of the terms that made m4: where m4 is far smaller, they cancelled.
     """
-    dims = len(shift)
     centre = float(shift.mean())
-    e = shift - centre  # [d]
-    square = e * e
-    columns = np.stack([np.ones(dims), e, square, square * e], 1)  # [d, 4]
-    r = (powers.reshape(-1, dims) @ columns).reshape(4, -1, 4)  # [4, B, 4]: sum_d S_k e^j
-    e1, e2, e3 = columns.sum(0)[1:]
-    e4 = float(square @ square)
-    about_centre = np.stack(
-        [
-            r[0, :, 0] + counts * e1,
-            r[1, :, 0] + 2 * r[0, :, 1] + counts * e2,
-            r[2, :, 0] + 3 * (r[1, :, 1] + r[0, :, 2]) + counts * e3,
-            r[3, :, 0] + 4 * (r[2, :, 1] + r[0, :, 3]) + 6 * r[1, :, 2] + counts * e4,
-        ]
-    )
-    return from_shifted(counts * dims, centre, about_centre), r[3, :, 0] + counts * e4
+    about_centre = np.zeros((5, len(counts)))
+    _move_centre(counts, shift - centre, powers, about_centre)
+    return from_shifted(counts * len(shift), centre, about_centre[:4]), about_centre[4]
+
+
+@compiled
+def _move_centre(counts: Array, e: Array, powers: Array, result: Array) -> None:
+    """Into ``result`` [5, B], sums over all dims of powers of (x - c), and the two extreme terms of the fourth."""
+    for b in range(len(counts)):
+        n = counts[b]
+        for j in range(len(e)):
+            s1, s2, s3, s4 = powers[0, b, j], powers[1, b, j], powers[2, b, j], powers[3, b, j]
+            e1 = e[j]
+            e2 = e1 * e1
+            result[0, b] += s1 + n * e1
+            result[1, b] += s2 + 2 * e1 * s1 + n * e2
+            result[2, b] += s3 + 3 * e1 * s2 + 3 * e2 * s1 + n * e2 * e1
+            result[3, b] += s4 + 4 * e1 * s3 + 6 * e2 * s2 + 4 * e2 * e1 * s1 + n * e2 * e2
+            result[4, b] += s4 + n * e2 * e2
 
 
 def over_dims(sums: PowerSums) -> PowerSums:
