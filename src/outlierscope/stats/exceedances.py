@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from outlierscope.stats.reading import BLOCK_ELEMENTS
+from outlierscope.stats.compiled import compiled
 from outlierscope.stats.stat import Stat
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from outlierscope.stats.observation import Observation
 
 
@@ -75,17 +78,24 @@ def _count_beyond(seen: Observation, threshold: float) -> Tensor:
     columns = (digest.dim_absmax >= threshold).nonzero().flatten()  # [D]
     if not len(rows) or not len(columns):
         return total
-    flat = seen.tensor.detach().reshape(-1, dims)
-    device = flat.device
-    every = 16 * len(columns) > dims  # whole rows are read faster than many single values
-    for chunk in torch.split(rows, max(1, BLOCK_ELEMENTS // (dims if every else len(columns)))):
-        where = chunk.to(device)
-        values = flat.index_select(0, where) if every else flat[where[:, None], columns.to(device)]
-        values = values.float().abs_()
-        # 0.0 and 1.0 in float32 add up faster than truth values, and exactly below 2^24 rows.
-        counts = torch.ge(values, threshold, out=values).sum(0).long().cpu()
-        if every:
-            total += counts
-        else:
-            total[columns] += counts
+    if seen.tensor.device.type != "cpu":
+        flat = seen.tensor.detach().reshape(-1, dims)
+        values = flat.index_select(0, rows.to(flat.device)).float()
+        return (values.abs_() >= threshold).sum(0).cpu()
+    array, at = seen.at_hand(rows)
+    _count_columns(array, at, columns.numpy(), threshold, total.numpy())
     return total
+
+
+@compiled
+def _count_columns(
+    values: NDArray[np.float32],
+    at: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    threshold: float,
+    total: NDArray[np.int64],
+) -> None:
+    """Add to ``total`` [d], for each of the ``columns``, how many of the rows ``at`` reach ``threshold``."""
+    for row in at:
+        for column in columns:
+            total[column] += abs(values[row, column]) >= threshold

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from outlierscope.corpus.token_order import TokenOrder
 
-BLOCK_ELEMENTS = 800_000
-"""Elements that a Stat looks at together when it reads rows again: they stay in the last level cache."""
-
 PARTS = 4
 """Fewer sequences than this are cut into parts, so that a single one keeps several cores busy."""
 
