@@ -181,7 +181,9 @@ def _sums(
         fast[overflown] = 0.0
         powers[:, overflown] = 0.0
         shift = np.nan_to_num(shift, nan=0.0, posinf=0.0, neginf=0.0)
-    sums = from_shifted(float(fast.sum()), shift, powers.sum(1))
+    together = float(fast.sum())
+    sums = from_shifted(np.full(len(shift), together), shift, powers.sum(1))
+    sums.count = together
     pooled, terms = pool_shifted(fast, shift, powers)
     pooled.count = counts * len(shift)
     poor = (pooled.m4 < CANCELLED * terms) | (pooled.m2 < TINY_VARIANCE * pooled.count)  # [B]

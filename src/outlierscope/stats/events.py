@@ -23,6 +23,10 @@ COUNTERS = ("sequences", "sequences_with_any", "tokens", "tokens_with_any", "cou
 TABLES = ("by_dim", "by_dim_class", "positions", "sequences_by_dim")
 
 
+WAITING = 10_000
+"""Rows of pairs that wait, at least, before they are grouped."""
+
+
 def _empty(*shape: int) -> Tensor:
     return torch.zeros(*shape, dtype=torch.int64)
 
@@ -145,7 +149,7 @@ class Events(Stat["Observation"]):
         """Put new rows off until they are many: grouping at every batch would cost as the table grows."""
         if len(pairs):
             self._waiting.append(pairs)
-            if sum(map(len, self._waiting)) > 1000 + len(self._grouped):
+            if sum(map(len, self._waiting)) > WAITING + len(self._grouped):
                 self._grouped = self.pairs
 
     @override

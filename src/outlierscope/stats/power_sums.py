@@ -53,25 +53,33 @@ class PowerSums:
         self.m4[index] = other.m4
 
 
-def from_shifted(count: Array | float, shift: Array | float, powers: Array) -> PowerSums:
+def from_shifted(count: Array, shift: Array, powers: Array) -> PowerSums:
     """Central power sums from the sums of powers of (x - shift).
 
     Args:
-        count: values.
-        shift: of the shape of the sums, or one number for all.
-        powers: [4, *shape], sums of the first to fourth powers.
+        count: [n] values.
+        shift: [n].
+        powers: [4, n], sums of the first to fourth powers.
     """
-    s1, s2, s3, s4 = powers
-    delta = s1 / np.maximum(count, 1)  # mean - shift
-    twice = delta * s1  # n delta^2
-    square = delta * delta
-    return PowerSums(
-        count,
-        shift + delta,
-        np.maximum(s2 - twice, 0),
-        s3 - 3 * delta * s2 + 2 * delta * twice,
-        np.maximum(s4 - 4 * delta * s3 + 6 * square * s2 - 3 * square * twice, 0),
-    )
+    central = np.empty_like(powers)
+    _centre(count, shift, powers, central)
+    return PowerSums(count, *central)
+
+
+@compiled
+def _centre(count: Array, shift: Array, powers: Array, central: Array) -> None:
+    """Into ``central`` [4, n]: mean, m2, m3, m4."""
+    for j in range(len(count)):
+        s1, s2, s3, s4 = powers[0, j], powers[1, j], powers[2, j], powers[3, j]
+        delta = s1 / max(count[j], 1.0)  # mean - shift
+        twice = delta * s1  # n delta^2
+        square = delta * delta
+        central[0, j] = shift[j] + delta
+        m2 = s2 - twice
+        m4 = s4 - 4 * delta * s3 + 6 * square * s2 - 3 * square * twice
+        central[1, j] = 0.0 if m2 < 0 else m2
+        central[2, j] = s3 - 3 * delta * s2 + 2 * delta * twice
+        central[3, j] = 0.0 if m4 < 0 else m4
 
 
 def pool_shifted(counts: Array, shift: Array, powers: Array) -> tuple[PowerSums, Array]:
@@ -90,7 +98,8 @@ def pool_shifted(counts: Array, shift: Array, powers: Array) -> tuple[PowerSums,
     centre = float(shift.mean())
     about_centre = np.zeros((5, len(counts)))
     _move_centre(counts, shift - centre, powers, about_centre)
-    return from_shifted(counts * len(shift), centre, about_centre[:4]), about_centre[4]
+    total = counts * len(shift)
+    return from_shifted(total, np.full(len(counts), centre), about_centre[:4]), about_centre[4]
 
 
 @compiled
@@ -126,24 +135,47 @@ def over_dims(sums: PowerSums) -> PowerSums:
 
 
 def combined(first: PowerSums, second: PowerSums) -> PowerSums:
-    """Two groups together; each has one count."""
+    """Two groups together; each has one count, and [n] sums."""
     a, b = float(first.count), float(second.count)
     if not a:
         return second
     if not b:
         return first
+    result = np.empty((4, len(first.mean)))
+    tables = [(sums.mean, sums.m2, sums.m3, sums.m4) for sums in (first, second)]
+    _combine(a, *tables[0], b, *tables[1], result)
+    return PowerSums(a + b, *result)
+
+
+@compiled
+def _combine(
+    a: float,
+    mean_a: Array,
+    m2_a: Array,
+    m3_a: Array,
+    m4_a: Array,
+    b: float,
+    mean_b: Array,
+    m2_b: Array,
+    m3_b: Array,
+    m4_b: Array,
+    result: Array,
+) -> None:
+    """Into ``result`` [4, n]: mean, m2, m3, m4 of both."""
     n = a + b
     p, q = a / n, b / n
-    delta = second.mean - first.mean
-    square = delta * delta
-    return PowerSums(
-        n,
-        first.mean + delta * q,
-        first.m2 + second.m2 + square * (a * q),
-        first.m3 + second.m3 + delta * (3 * p * second.m2 - 3 * q * first.m2 + square * (a * q * (p - q))),
-        first.m4
-        + second.m4
-        + 4 * delta * (p * second.m3 - q * first.m3)
-        + square
-        * (6 * p * p * second.m2 + 6 * q * q * first.m2 + square * (a * q * (p * p - p * q + q * q))),
-    )
+    for j in range(len(mean_a)):
+        delta = mean_b[j] - mean_a[j]
+        square = delta * delta
+        result[0, j] = mean_a[j] + delta * q
+        result[1, j] = m2_a[j] + m2_b[j] + square * (a * q)
+        result[2, j] = (
+            m3_a[j] + m3_b[j] + delta * (3 * p * m2_b[j] - 3 * q * m2_a[j] + square * (a * q * (p - q)))
+        )
+        result[3, j] = (
+            m4_a[j]
+            + m4_b[j]
+            + 4 * delta * (p * m3_b[j] - q * m3_a[j])
+            + square
+            * (6 * p * p * m2_b[j] + 6 * q * q * m2_a[j] + square * (a * q * (p * p - p * q + q * q)))
+        )
