@@ -56,7 +56,7 @@ class ScanSettings:
     batch_size: int | None = None
     bos: bool | None = None
     exact: bool = False
-    sample_every: int = 32
+    sample_every: int = 64
     sites: tuple[str, ...] = DEFAULT_SITES
     layers: tuple[int, ...] | None = None
     only: tuple[str, ...] = KINDS

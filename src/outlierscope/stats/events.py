@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from outlierscope.stats.compiled import compiled
 from outlierscope.stats.pairs import Pairs
 from outlierscope.stats.positions import BUCKETS, count_buckets
 from outlierscope.stats.stat import Stat
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from outlierscope.stats.located import Located
     from outlierscope.stats.observation import Observation
     from outlierscope.stats.rules import EventRule
@@ -62,6 +65,7 @@ class Events(Stat["Observation"]):
     tokens_with_any: int = 0
     _grouped: Pairs = field(default_factory=Pairs.empty, repr=False)
     _waiting: list[Pairs] = field(default_factory=list, repr=False)
+    _rows_waiting: int = field(default=0, repr=False)
 
     @property
     @override
@@ -78,7 +82,7 @@ class Events(Stat["Observation"]):
         """Events by (dim, token id), each with its strongest."""
         if self._waiting:
             self._grouped = Pairs.grouped(self._grouped, *self._waiting)
-            self._waiting = []
+            self._waiting, self._rows_waiting = [], 0
         return self._grouped
 
     @override
@@ -102,15 +106,13 @@ class Events(Stat["Observation"]):
         at = torch.from_numpy(place)
         position = seen.digest.order.positions.flatten()[at]
         token_class = seen.batch.classes.cpu().flatten()[at].numpy()
-        by_dim_class = np.bincount(dim * classes + token_class, minlength=dims * classes)
-        self.by_dim_class = self.by_dim_class + torch.from_numpy(by_dim_class).view(dims, classes)
+        by_dim_class = np.zeros((dims, classes), dtype=np.int64)
+        in_sequence = np.zeros(dims, dtype=np.int64)
+        self.sequences_with_any += _tally(sequence, dim, token_class, by_dim_class, in_sequence)
+        self.by_dim_class = self.by_dim_class + torch.from_numpy(by_dim_class)
         self.by_dim = self.by_dim_class.sum(1)
+        self.sequences_by_dim = self.sequences_by_dim + torch.from_numpy(in_sequence)
         self.positions = self.positions + count_buckets(position)
-        in_sequence = np.unique(sequence * dims + dim)  # distinct (sequence, dim)
-        self.sequences_by_dim = self.sequences_by_dim + torch.from_numpy(
-            np.bincount(in_sequence % dims, minlength=dims)
-        )
-        self.sequences_with_any += 1 + int(np.count_nonzero(np.diff(sequence)))
         self.tokens_with_any += 1 + int(np.count_nonzero(np.diff(place)))
         self.count += len(found)
         self.carried += int(found.carried.sum())
@@ -131,7 +133,7 @@ class Events(Stat["Observation"]):
     def merge(self, other: Events) -> None:
         for counter in COUNTERS:
             setattr(self, counter, getattr(self, counter) + getattr(other, counter))
-        if len(other.by_dim):
+        if not len(self.by_dim) and len(other.by_dim):
             self._make_room(*other.by_dim_class.shape)
         if not other.count:
             return
@@ -149,7 +151,8 @@ class Events(Stat["Observation"]):
         """Put new rows off until they are many: grouping at every batch would cost as the table grows."""
         if len(pairs):
             self._waiting.append(pairs)
-            if sum(map(len, self._waiting)) > WAITING + len(self._grouped):
+            self._rows_waiting += len(pairs)
+            if self._rows_waiting > WAITING + len(self._grouped):
                 self._grouped = self.pairs
 
     @override
@@ -168,4 +171,36 @@ class Events(Stat["Observation"]):
         for table in TABLES:
             setattr(self, table, state[table])
         self._grouped = Pairs(**{item.name: state[f"pairs_{item.name}"] for item in fields(Pairs)})
-        self._waiting = []
+        self._waiting, self._rows_waiting = [], 0
+
+
+@compiled
+def _tally(
+    sequence: NDArray[np.int64],
+    dim: NDArray[np.int64],
+    token_class: NDArray[np.uint8],
+    by_dim_class: NDArray[np.int64],
+    in_sequence: NDArray[np.int64],
+) -> int:
+    """Count events [K], sorted by sequence.
+
+    Args:
+        sequence: [K].
+        dim: [K].
+        token_class: [K].
+        by_dim_class: [d, C], added to.
+        in_sequence: [d] sequences with an event in each dim, added to.
+
+    Returns:
+        How many sequences have any.
+    """
+    last = np.full(len(in_sequence), -1)
+    sequences = 0
+    for event in range(len(sequence)):
+        if event == 0 or sequence[event] != sequence[event - 1]:
+            sequences += 1
+        by_dim_class[dim[event], token_class[event]] += 1
+        if last[dim[event]] != sequence[event]:
+            last[dim[event]] = sequence[event]
+            in_sequence[dim[event]] += 1
+    return sequences

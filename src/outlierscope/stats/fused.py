@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from outlierscope.corpus.token_order import TokenOrder
     from outlierscope.stats.reading import Plan
 
-    Row = NDArray[np.float32]
 
 TILE = 512
 """Dims that are worked on together: their sums and extremes stay in the first level cache."""
@@ -31,55 +30,16 @@ FLUSH_ROWS = 64
 
 
 @compiled
-def _take_four(a: Row, b: Row, c: Row, d: Row, shift: Row, extremes: Row, sums: Row) -> None:
-    """Four rows [w] into ``extremes`` [2, w] (low, high) and ``sums`` [4, w] of powers."""
-    low, high = extremes[0], extremes[1]
-    for j in range(len(shift)):
-        least_ab = a[j] if a[j] < b[j] else b[j]
-        least_cd = c[j] if c[j] < d[j] else d[j]
-        least = least_ab if least_ab < least_cd else least_cd
-        low[j] = least if least < low[j] else low[j]
-        most_ab = a[j] if a[j] > b[j] else b[j]
-        most_cd = c[j] if c[j] > d[j] else d[j]
-        most = most_ab if most_ab > most_cd else most_cd
-        high[j] = most if most > high[j] else high[j]
-    first, second, third, fourth = sums[0], sums[1], sums[2], sums[3]
-    for j in range(len(shift)):
-        p, q, r, s = a[j] - shift[j], b[j] - shift[j], c[j] - shift[j], d[j] - shift[j]
-        p2, q2, r2, s2 = p * p, q * q, r * r, s * s
-        first[j] += (p + q) + (r + s)
-        second[j] += (p2 + q2) + (r2 + s2)
-        third[j] += (p2 * p + q2 * q) + (r2 * r + s2 * s)
-        fourth[j] += (p2 * p2 + q2 * q2) + (r2 * r2 + s2 * s2)
-
-
-@compiled
-def _take_one(a: Row, shift: Row, extremes: Row, sums: Row) -> None:
-    """One row, as ``_take_four``."""
-    low, high = extremes[0], extremes[1]
-    first, second, third, fourth = sums[0], sums[1], sums[2], sums[3]
-    for j in range(len(shift)):
-        low[j] = a[j] if a[j] < low[j] else low[j]
-        high[j] = a[j] if a[j] > high[j] else high[j]
-        p = a[j] - shift[j]
-        p2 = p * p
-        first[j] += p
-        second[j] += p2
-        third[j] += p2 * p
-        fourth[j] += p2 * p2
-
-
-@compiled
 def _read_part(
     flat: NDArray[np.float32],
     rows: NDArray[np.int64],
     slot_start: NDArray[np.int64],
-    shift: Row,
+    shift: NDArray[np.float32],
     powers: NDArray[np.float64],
     slot_low: NDArray[np.float32],
     slot_high: NDArray[np.float32],
 ) -> None:
-    """The rows of one part, slot by slot.
+    """The rows of one part, slot by slot, four at a time: sums and extremes are then loaded and stored less often.
 
     Args:
         flat: [B * T, d].
@@ -91,38 +51,66 @@ def _read_part(
         slot_high: [s, d], written.
     """
     dims = flat.shape[1]
-    sums = np.empty((4, TILE), np.float32)
-    extremes = np.empty((2, TILE), np.float32)
+    low, high = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    # Arrays of their own: the compiler must see that they do not overlap, or it works number by number.
+    first, second = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    third, fourth = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     for left in range(0, dims, TILE):
         right = min(dims, left + TILE)
         width = right - left
         centre = shift[left:right]
         for slot in range(len(slot_start) - 1):
             at, stop = slot_start[slot], slot_start[slot + 1]
-            extremes[0, :width] = flat[rows[at], left:right]
-            extremes[1, :width] = flat[rows[at], left:right]
+            low[:width] = flat[rows[at], left:right]
+            high[:width] = low[:width]
             while at < stop:
                 end = min(stop, at + FLUSH_ROWS)
-                sums[:] = 0
-                while at + 4 <= end:
-                    _take_four(
-                        flat[rows[at], left:right],
-                        flat[rows[at + 1], left:right],
-                        flat[rows[at + 2], left:right],
-                        flat[rows[at + 3], left:right],
-                        centre,
-                        extremes,
-                        sums,
-                    )
-                    at += 4
+                first[:width] = 0
+                second[:width] = 0
+                third[:width] = 0
+                fourth[:width] = 0
                 while at < end:
-                    _take_one(flat[rows[at], left:right], centre, extremes, sums)
-                    at += 1
-                for power in range(4):
-                    for j in range(width):
-                        powers[power, left + j] += sums[power, j]
-            slot_low[slot, left:right] = extremes[0, :width]
-            slot_high[slot, left:right] = extremes[1, :width]
+                    a = flat[rows[at], left:right]
+                    if at + 4 <= end:
+                        b = flat[rows[at + 1], left:right]
+                        c = flat[rows[at + 2], left:right]
+                        d = flat[rows[at + 3], left:right]
+                        for j in range(width):
+                            least_ab = a[j] if a[j] < b[j] else b[j]
+                            least_cd = c[j] if c[j] < d[j] else d[j]
+                            least = least_ab if least_ab < least_cd else least_cd
+                            low[j] = least if least < low[j] else low[j]
+                            most_ab = a[j] if a[j] > b[j] else b[j]
+                            most_cd = c[j] if c[j] > d[j] else d[j]
+                            most = most_ab if most_ab > most_cd else most_cd
+                            high[j] = most if most > high[j] else high[j]
+                        for j in range(width):
+                            middle = centre[j]
+                            p, q, r, s = a[j] - middle, b[j] - middle, c[j] - middle, d[j] - middle
+                            p2, q2, r2, s2 = p * p, q * q, r * r, s * s
+                            first[j] += (p + q) + (r + s)
+                            second[j] += (p2 + q2) + (r2 + s2)
+                            third[j] += (p2 * p + q2 * q) + (r2 * r + s2 * s)
+                            fourth[j] += (p2 * p2 + q2 * q2) + (r2 * r2 + s2 * s2)
+                        at += 4
+                    else:
+                        for j in range(width):
+                            low[j] = a[j] if a[j] < low[j] else low[j]
+                            high[j] = a[j] if a[j] > high[j] else high[j]
+                            p = a[j] - centre[j]
+                            p2 = p * p
+                            first[j] += p
+                            second[j] += p2
+                            third[j] += p2 * p
+                            fourth[j] += p2 * p2
+                        at += 1
+                for j in range(width):
+                    powers[0, left + j] += first[j]
+                    powers[1, left + j] += second[j]
+                    powers[2, left + j] += third[j]
+                    powers[3, left + j] += fourth[j]
+            slot_low[slot, left:right] = low[:width]
+            slot_high[slot, left:right] = high[:width]
 
 
 def read_by_parts(flat: Tensor, order: TokenOrder, plan: Plan, shift: Tensor) -> Tables:

@@ -53,6 +53,7 @@ class _Histogram(Stat["Observation"]):
     def __init__(self) -> None:
         self._counts: Tensor | None = None
         self._waiting: list[Tensor] = []
+        self._bins_waiting = 0
 
     @property
     def counts(self) -> Tensor:
@@ -79,7 +80,8 @@ class _Histogram(Stat["Observation"]):
     def _settle(self) -> None:
         """Count the bins that wait."""
         if self._waiting:
-            waiting, self._waiting = torch.cat(self._waiting), []
+            waiting = torch.cat(self._waiting)
+            self._waiting, self._bins_waiting = [], 0
             self._add(torch.bincount(waiting, minlength=BINS))
 
     @override
@@ -91,7 +93,8 @@ class _Histogram(Stat["Observation"]):
         if other._counts is not None:
             self._add(other._counts)
         self._waiting += other._waiting
-        if sum(map(len, self._waiting)) > WAITING:
+        self._bins_waiting += other._bins_waiting
+        if self._bins_waiting > WAITING:
             self._settle()
 
     @override
@@ -100,7 +103,7 @@ class _Histogram(Stat["Observation"]):
 
     @override
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self._counts, self._waiting = state["counts"], []
+        self._counts, self._waiting, self._bins_waiting = state["counts"], [], 0
 
 
 class LogHistogram(_Histogram):
@@ -130,5 +133,6 @@ class TokenAbsmax(_Histogram):
     @override
     def update(self, seen: Observation) -> None:
         self._waiting.append(magnitude_bins(seen.digest.token_absmax))
-        if sum(map(len, self._waiting)) > WAITING:
+        self._bins_waiting += seen.digest.tokens
+        if self._bins_waiting > WAITING:
             self._settle()

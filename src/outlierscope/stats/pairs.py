@@ -59,21 +59,24 @@ class Pairs:
             item.name: torch.cat([getattr(table, item.name) for table in tables]).numpy()
             for item in fields(cls)
         }
-        order = np.lexsort(
-            (
-                columns["position"],
-                columns["sequence"],
-                -np.abs(columns["value"]),
-                columns["token_id"],
-                columns["dim"],
-            )
-        )
+        # Several sorts by one key each cost a tenth of one sort by five.
+        key = (columns["dim"] << 32) | (columns["token_id"] + 1)
+        order = key.argsort(kind="stable")
         columns = {name: column[order] for name, column in columns.items()}
-        dim, token_id = columns["dim"], columns["token_id"]
-        new = np.ones(len(order), dtype=bool)
-        new[1:] = (dim[1:] != dim[:-1]) | (token_id[1:] != token_id[:-1])
-        starts = new.nonzero()[0]
-        result = {name: column[starts] for name, column in columns.items()}
+        key, magnitude = key[order], np.abs(columns["value"])
+        starts = np.flatnonzero(np.diff(key, prepend=-1))
+        if not len(starts):
+            return cls.empty()
+        group = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(key)))
+        # The strongest of each group; of equals the first by sequence, then position.
+        never = np.iinfo(np.int64).max
+        best = magnitude == np.maximum.reduceat(magnitude, starts)[group]
+        for name in ("sequence", "position"):
+            place = np.where(best, columns[name], never)
+            best &= place == np.minimum.reduceat(place, starts)[group]
+        winners = best.nonzero()[0]
+        winners = winners[np.diff(group[winners], prepend=-1) > 0]
+        result = {name: column[winners] for name, column in columns.items()}
         for name in ("count", "carried"):
-            result[name] = np.add.reduceat(columns[name], starts) if len(starts) else columns[name]
+            result[name] = np.add.reduceat(columns[name], starts)
         return cls(**{name: torch.from_numpy(column) for name, column in result.items()})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from outlierscope.stats.compiled import compiled
 from outlierscope.stats.fused import read_by_parts
 from outlierscope.stats.segments import read_by_segments
 
@@ -103,9 +104,11 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
     """
     plan = plan_reading(order)
     work = torch.float64 if flat.dtype == torch.float64 else torch.float32
-    shift = _shift(flat.index_select(0, order.spaced(SHIFT_ROWS).to(flat.device)).to(work))
+    sample = flat.index_select(0, order.spaced(SHIFT_ROWS).to(flat.device)).to(work).cpu()
+    shift = sample.new_empty(flat.shape[1])
+    _shift(sample.numpy(), shift.numpy())
     on_cpu = flat.device.type == "cpu" and work == torch.float32
-    tables = (read_by_parts if on_cpu else read_by_segments)(flat, order, plan, shift)
+    tables = (read_by_parts if on_cpu else read_by_segments)(flat, order, plan, shift.to(flat.device))
     powers = tables.powers  # [4, P, d]
     if plan.owners != list(range(len(order.counts))):
         powers = np.zeros((4, len(order.counts), flat.shape[1]))
@@ -114,7 +117,7 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
                 powers[:, sequence] += tables.powers[:, part]
     return Reading(
         plan,
-        shift.cpu(),
+        shift,
         powers,
         tables.slot_low,
         tables.slot_high,
@@ -123,12 +126,19 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
     )
 
 
-def _shift(sample: Tensor) -> Tensor:
-    """[d] mean of the half of the sampled rows [k, d] with the smaller largest values.
+@compiled
+def _shift(sample: NDArray[Any], shift: NDArray[Any]) -> None:
+    """Into ``shift`` [d], the mean of the half of the sampled rows [k, d] with the smaller largest values.
 
     The other half may hold outliers beside which everything else would lose its digits.
     """
-    if not len(sample):
-        return sample.sum(0)
-    size = torch.maximum(sample.amax(1), -sample.amin(1))
-    return sample.index_select(0, size.argsort()[: (len(sample) + 1) // 2]).mean(0)
+    size = np.zeros(len(sample), sample.dtype)
+    for row in range(len(sample)):
+        for value in sample[row]:
+            size[row] = max(size[row], abs(value))
+    half = (len(sample) + 1) // 2
+    shift[:] = 0
+    for row in np.argsort(size, kind="mergesort")[:half]:
+        shift += sample[row]
+    if half:
+        shift /= half
