@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from outlierscope.stats.compiled import compiled
+from outlierscope.stats.fused import share_out
 from outlierscope.stats.stat import Stat
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from outlierscope.stats.observation import Observation
+
+
+PIECES = 4
+"""Pieces of a batch that are looked at side by side."""
 
 
 def _empty() -> Tensor:
@@ -77,11 +82,17 @@ def _count_extremes(seen: Observation) -> tuple[Tensor, Tensor]:
         )
         return argmax.cpu(), argmin.cpu()
     array, at = seen.at_hand(rows)
-    counts = torch.zeros(2, dims, dtype=torch.int64)
     high, low = seen.digest.token_high.numpy(), seen.digest.token_low.numpy()
-    _count_first(array, at, high, counts[0].numpy())
-    _count_first(array, at, low, counts[1].numpy())
-    return counts[0], counts[1]
+    counts = np.zeros((PIECES, 2, dims), dtype=np.int64)
+
+    def count(piece: int) -> None:
+        some = slice(len(at) * piece // PIECES, len(at) * (piece + 1) // PIECES)
+        _count_first(array, at[some], high[some], counts[piece, 0])
+        _count_first(array, at[some], low[some], counts[piece, 1])
+
+    share_out(count, PIECES)
+    argmax, argmin = torch.from_numpy(counts.sum(0))
+    return argmax, argmin
 
 
 @compiled

@@ -250,20 +250,20 @@ def _mark_winners(
 
 
 @compiled
-def _find_rows(
-    flat: NDArray[np.float32],
-    rows: Indices,
+def _find_places(
+    values: NDArray[np.float32],
+    at: Indices,
     slot_start: Indices,
     slot: Indices,
     dim: Indices,
     peak: NDArray[np.float32],
     found: Indices,
 ) -> None:
-    """Into ``found`` [W], the first of the ``rows`` of each ``slot`` whose magnitude in ``dim`` is ``peak``."""
+    """Into ``found`` [W], the first place in each ``slot`` at which the magnitude in ``dim`` is ``peak``."""
     for winner in range(len(slot)):
-        for at in range(slot_start[slot[winner]], slot_start[slot[winner] + 1]):
-            if abs(flat[rows[at], dim[winner]]) == peak[winner]:
-                found[winner] = rows[at]
+        for place in range(slot_start[slot[winner]], slot_start[slot[winner] + 1]):
+            if abs(values[at[place], dim[winner]]) == peak[winner]:
+                found[winner] = place
                 break
 
 
@@ -272,21 +272,22 @@ def _locate(seen: Observation, slot: Indices, dim: Indices, peak: NDArray[np.flo
     plan, order = seen.digest.plan, seen.digest.order
     length, dims = order.shape[1], seen.tensor.shape[2]
     # On a GPU this copies the tensor, which only batches with new records do: most of them come early.
-    flat = seen.tensor.detach().reshape(-1, dims).float().cpu().contiguous().numpy()  # [B * T, d]
-    row = np.empty_like(slot)  # [W]
-    _find_rows(flat, order.rows.numpy(), plan.slot_start, slot, dim, peak, row)
+    values, at = seen.at_hand(order.rows)
+    place = np.empty_like(slot)  # [W], in order.rows
+    _find_places(values, at, plan.slot_start, slot, dim, peak, place)
+    row = order.rows.numpy()[place]
     # Of equal values the first by (sequence id, place) is the one.
     ids = seen.batch.sequence_ids.cpu().numpy()
     cell = plan.slot_class[slot] * dims + dim
     by_cell = np.lexsort((row % length, ids[row // length], cell))
     firsts = by_cell[np.flatnonzero(np.diff(cell[by_cell], prepend=-1))]
-    cell, row = cell[firsts], row[firsts]
+    cell, row, place = cell[firsts], row[firsts], place[firsts]
     dim = cell % dims
     return Found(
         dims,
         cell // dims,
         dim,
-        flat[row, dim],
+        values[at[place], dim],
         ids[row // length],
         order.positions.numpy().reshape(-1)[row],
         seen.batch.token_ids.cpu().numpy().reshape(-1)[row],
