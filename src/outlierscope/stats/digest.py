@@ -39,8 +39,7 @@ class Digest:
         pooled: mean and central power sums of each sequence over all its values, [B].
         slot_low: [S, d] float32, smallest value of each slot and dim.
         slot_high: [S, d] float32, largest.
-        token_low: [N] float32 smallest value of each token used, in the order of ``order.rows``.
-        token_high: [N] float32 largest.
+        token_absmax: [N] float32 largest magnitude of each token used, in the order of ``order.rows``.
         nonfinite: real tokens left out because one of their values is NaN or infinite.
         nonfinite_located: [<= 32, 3] int64 (sequence id, position, dim) of the first non-finite values.
     """
@@ -51,8 +50,7 @@ class Digest:
     pooled: PowerSums
     slot_low: Tensor
     slot_high: Tensor
-    token_low: Tensor
-    token_high: Tensor
+    token_absmax: Tensor
     nonfinite: int
     nonfinite_located: Tensor
 
@@ -80,11 +78,6 @@ class Digest:
     def dim_absmax(self) -> Tensor:
         """[d] float32 largest magnitude of each dim; only where there are tokens."""
         return torch.maximum(self.maximum, -self.minimum)
-
-    @cached_property
-    def token_absmax(self) -> Tensor:
-        """[N] float32 largest magnitude of each token used, in the order of ``order.rows``."""
-        return torch.maximum(self.token_high, -self.token_low)
 
     @cached_property
     def inf_norms(self) -> Array:
@@ -117,7 +110,7 @@ def digest_tensor(tensor: Tensor, batch: Batch) -> Digest:
     reading = read(flat, order)
     overflown = _overflown(reading.powers)
     if overflown:
-        infinite = ~(reading.token_high.isfinite() & reading.token_low.isfinite())  # [N]
+        infinite = ~flat.index_select(0, order.on(flat.device)).isfinite().all(1).cpu()  # [N]
         if infinite.any():
             dropped = order.rows[infinite].sort().values
             located = _locate(flat, dropped, batch)
@@ -135,8 +128,7 @@ def digest_tensor(tensor: Tensor, batch: Batch) -> Digest:
         pooled=pooled,
         slot_low=reading.slot_low,
         slot_high=reading.slot_high,
-        token_low=reading.token_low,
-        token_high=reading.token_high,
+        token_absmax=reading.token_absmax,
         nonfinite=nonfinite,
         nonfinite_located=located,
     )

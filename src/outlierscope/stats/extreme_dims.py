@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from outlierscope.stats.compiled import compiled
+from outlierscope.stats.compiled import compiled, compiled_for_numbers
 from outlierscope.stats.fused import share_out
 from outlierscope.stats.stat import Stat
 
@@ -82,13 +82,10 @@ def _count_extremes(seen: Observation) -> tuple[Tensor, Tensor]:
         )
         return argmax.cpu(), argmin.cpu()
     array, at = seen.at_hand(rows)
-    high, low = seen.digest.token_high.numpy(), seen.digest.token_low.numpy()
     counts = np.zeros((PIECES, 2, dims), dtype=np.int64)
 
     def count(piece: int) -> None:
-        some = slice(len(at) * piece // PIECES, len(at) * (piece + 1) // PIECES)
-        _count_first(array, at[some], high[some], counts[piece, 0])
-        _count_first(array, at[some], low[some], counts[piece, 1])
+        _count_rows(array, at[len(at) * piece // PIECES : len(at) * (piece + 1) // PIECES], counts[piece])
 
     share_out(count, PIECES)
     argmax, argmin = torch.from_numpy(counts.sum(0))
@@ -96,13 +93,37 @@ def _count_extremes(seen: Observation) -> tuple[Tensor, Tensor]:
 
 
 @compiled
-def _count_first(
-    values: NDArray[np.float32], at: NDArray[np.int64], wanted: NDArray[np.float32], counts: NDArray[np.int64]
-) -> None:
-    """Add to ``counts`` [d], for each of the rows ``at``, its first dim with the value ``wanted`` [R]."""
-    for index in range(len(at)):
-        row = values[at[index]]
-        for dim in range(len(row)):
-            if row[dim] == wanted[index]:
-                counts[dim] += 1
-                break
+def _count_rows(values: NDArray[np.float32], at: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+    """Add to ``counts`` [2, d], for each of the rows ``at``, the first dim of its largest and of its smallest value.
+
+    Finding an extreme and then its place takes a third of the time that finding both at once does.
+    """
+    for index in at:
+        row = values[index]
+        counts[0, _first(row, _highest(row))] += 1
+        counts[1, _first(row, _lowest(row))] += 1
+
+
+@compiled_for_numbers
+def _highest(row: NDArray[np.float32]) -> np.float32:
+    highest: np.float32 = row[0]
+    for value in row:
+        highest = value if value > highest else highest
+    return highest
+
+
+@compiled_for_numbers
+def _lowest(row: NDArray[np.float32]) -> np.float32:
+    lowest: np.float32 = row[0]
+    for value in row:
+        lowest = value if value < lowest else lowest
+    return lowest
+
+
+@compiled
+def _first(row: NDArray[np.float32], wanted: np.float32) -> int:
+    """The first place of a value that the row has."""
+    dim = 0
+    while dim < len(row) - 1 and row[dim] != wanted:
+        dim += 1
+    return dim

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from outlierscope.stats.compiled import compiled
+from outlierscope.stats.compiled import compiled, compiled_for_numbers
 from outlierscope.stats.segments import Tables
 
 if TYPE_CHECKING:
@@ -29,6 +29,16 @@ FLUSH_ROWS = 64
 """Rows that are summed in float32 before their sums are added to the float64 ones."""
 
 
+@compiled_for_numbers
+def _largest(row: NDArray[np.float32]) -> np.float32:
+    """Largest magnitude of a row [w]."""
+    largest = np.float32(0)
+    for j in range(len(row)):
+        magnitude = abs(row[j])
+        largest = magnitude if magnitude > largest else largest
+    return largest
+
+
 @compiled
 def _read_part(
     flat: NDArray[np.float32],
@@ -38,6 +48,7 @@ def _read_part(
     powers: NDArray[np.float64],
     slot_low: NDArray[np.float32],
     slot_high: NDArray[np.float32],
+    token_absmax: NDArray[np.float32],
 ) -> None:
     """The rows of one part, slot by slot, four at a time: sums and extremes are then loaded and stored less often.
 
@@ -49,6 +60,7 @@ def _read_part(
         powers: [4, d], zeros; added to.
         slot_low: [s, d], written.
         slot_high: [s, d], written.
+        token_absmax: [N], zeros; written from the first of the slots on.
     """
     dims = flat.shape[1]
     low, high = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
@@ -92,6 +104,9 @@ def _read_part(
                             second[j] += (p2 + q2) + (r2 + s2)
                             third[j] += (p2 * p + q2 * q) + (r2 * r + s2 * s)
                             fourth[j] += (p2 * p2 + q2 * q2) + (r2 * r2 + s2 * s2)
+                        for row in range(at, at + 4):
+                            largest = _largest(flat[rows[row], left:right])
+                            token_absmax[row] = max(token_absmax[row], largest)
                         at += 4
                     else:
                         for j in range(width):
@@ -103,6 +118,7 @@ def _read_part(
                             second[j] += p2
                             third[j] += p2 * p
                             fourth[j] += p2 * p2
+                        token_absmax[at] = max(token_absmax[at], _largest(a))
                         at += 1
                 for j in range(width):
                     powers[0, left + j] += first[j]
@@ -124,16 +140,25 @@ def read_by_parts(flat: Tensor, order: TokenOrder, plan: Plan, shift: Tensor) ->
         powers=np.zeros((4, len(plan.owners), dims)),
         slot_low=torch.empty(slots, dims),
         slot_high=torch.empty(slots, dims),
-        token_low=flat.amin(1).index_select(0, order.rows),
-        token_high=flat.amax(1).index_select(0, order.rows),
+        token_absmax=torch.zeros(len(order.rows)),
     )
     values, rows, centre = flat.numpy(), order.rows.numpy(), shift.numpy()
     low, high = tables.slot_low.numpy(), tables.slot_high.numpy()
+    largest = tables.token_absmax.numpy()
 
     def read(part: int) -> None:
         first, last = plan.part_slot[part : part + 2]
         starts = plan.slot_start[first : last + 1]
-        _read_part(values, rows, starts, centre, tables.powers[:, part], low[first:last], high[first:last])
+        _read_part(
+            values,
+            rows,
+            starts,
+            centre,
+            tables.powers[:, part],
+            low[first:last],
+            high[first:last],
+            largest,
+        )
 
     share_out(read, len(plan.owners))
     return tables

@@ -84,8 +84,8 @@ class Reading:
         powers: [4, B, d] float64 sums of the first to fourth powers of (x - shift) by sequence.
         slot_low: [S, d] float32, smallest value of each slot.
         slot_high: [S, d] float32, largest value.
-        token_low: [N] float32, smallest value of each token, in the order of ``TokenOrder.rows``.
-        token_high: [N] float32, largest value.
+        token_absmax: [N] float32, largest magnitude of each token, in the order of ``TokenOrder.rows``; anything
+            where a token holds NaN.
     """
 
     plan: Plan
@@ -93,8 +93,7 @@ class Reading:
     powers: NDArray[np.float64]
     slot_low: Tensor
     slot_high: Tensor
-    token_low: Tensor
-    token_high: Tensor
+    token_absmax: Tensor
 
 
 def read(flat: Tensor, order: TokenOrder) -> Reading:
@@ -121,8 +120,7 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
         powers,
         tables.slot_low,
         tables.slot_high,
-        tables.token_low,
-        tables.token_high,
+        tables.token_absmax,
     )
 
 

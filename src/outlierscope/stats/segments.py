@@ -24,15 +24,13 @@ class Tables:
         powers: [4, P, d] float64, sums of the first to fourth powers of (x - shift) by part.
         slot_low: [S, d] float32.
         slot_high: [S, d] float32.
-        token_low: [N] float32.
-        token_high: [N] float32.
+        token_absmax: [N] float32; anything where a token holds NaN.
     """
 
     powers: NDArray[np.float64]
     slot_low: Tensor
     slot_high: Tensor
-    token_low: Tensor
-    token_high: Tensor
+    token_absmax: Tensor
 
 
 def read_by_segments(flat: Tensor, order: TokenOrder, plan: Plan, shift: Tensor) -> Tables:
@@ -53,6 +51,5 @@ def read_by_segments(flat: Tensor, order: TokenOrder, plan: Plan, shift: Tensor)
         powers=torch.stack(powers).numpy(),
         slot_low=reduced(values, "min", slots).float().cpu(),
         slot_high=reduced(values, "max", slots).float().cpu(),
-        token_low=values.amin(1).float().cpu(),
-        token_high=values.amax(1).float().cpu(),
+        token_absmax=torch.maximum(values.amax(1), -values.amin(1)).float().cpu(),
     )
