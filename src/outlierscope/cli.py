@@ -150,7 +150,7 @@ def scan(
         exact=exact,
         sites=parse_names(sites, DEFAULT_SITES),
         layers=parse_layers(layers),
-        only=tuple(name.removesuffix("s") for name in parse_names(only, KINDS)),
+        only=parse_names(only, KINDS),
         thresholds=parse_thresholds(threshold),
         text=not no_text,
         seed=seed,
@@ -161,12 +161,26 @@ def scan(
     if not applied.issuperset(wanted):
         raise UserError(f"--fail-on: {', '.join(sorted(set(wanted) - applied))} is left out by --only {only}")
     weights_alone = settings.only == ("weight",)
-    if weights_alone and (data or text or resume or device != "auto" or dtype != "auto"):
-        raise UserError(
-            "--only weight reads the files alone: leave out --data, --text, --resume, --device and --dtype"
-        )
+    if weights_alone:
+        given = {
+            "--data": data,
+            "--text": text,
+            "--column": column,
+            "--length": length,
+            "--batch": batch,
+            "--bos": bos is not None,
+            "--layers": layers,
+            "--sites": sites,
+            "--exact": exact,
+            "--resume": resume,
+            "--device": device != "auto",
+            "--dtype": dtype != "auto",
+        }
+        useless = [option for option, value in given.items() if value]
+        if useless:
+            raise UserError(f"--only weight reads the files alone: leave out {', '.join(useless)}")
     name = model or demo_model()
-    folder = out if out is not None else Path("runs") / (Path(name).name if model else "demo")
+    folder = out if out is not None else default_folder(model, again=resume or overwrite)
     with progress_bar() as listener:
         if weights_alone:
             from outlierscope.scanning.weights import scan_weights
@@ -224,6 +238,26 @@ def report(
     from outlierscope.scanning.scan import Scan
 
     typer.echo(str(Scan.open(folder).report()))
+
+
+def default_folder(model: str | None, *, again: bool) -> Path:
+    """Where a scan goes when no folder is named: ``runs/NAME``, or ``runs/NAME-2`` where that is taken.
+
+    Args:
+        model: as given on the command line.
+        again: whether the scan that is there already is meant.
+    """
+    if model is None:
+        name = "demo"
+    elif Path(model).exists():
+        name = Path(model).resolve().stem if Path(model).is_file() else Path(model).resolve().name
+    else:
+        name = model.replace("/", "--")  # as the hub's cache does: owners may use the same name
+    folder, number = Path("runs") / (name or "model"), 1
+    while not again and (folder / "scan.json").exists():
+        number += 1
+        folder = folder.with_name(f"{name}-{number}")
+    return folder
 
 
 def demo_model() -> str:

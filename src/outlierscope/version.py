@@ -15,5 +15,8 @@ def versions() -> dict[str, str]:
     return {
         "outlierscope": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors", "numpy")},
+        **{
+            name: version(name)
+            for name in ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba")
+        },
     }

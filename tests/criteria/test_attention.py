@@ -9,6 +9,7 @@ import pytest
 from outlierscope.criteria.attention import Sink, SystematicAttention
 from outlierscope.criteria.attention_summary import summarize_attention
 from outlierscope.criteria.idle_heads import NoOpHead, ValueDrain
+from outlierscope.reporting.heads import sentences
 from tests.criteria.attention_evidence import evidence_of_patterns, findings
 from tests.stats.attention_streams import random_sequence
 
@@ -117,9 +118,9 @@ def test_missing_values_are_said():
     evidence = evidence_of_patterns(CRITERIA, planted(), with_values=False)
     assert findings(NoOpHead(), evidence) == (
         [],
-        ["value vectors were not observed in 1 layers, from decoder.0.pattern on"],
+        ["value vectors were not observed in 1 layer, first decoder.0.pattern"],
     )
-    reason = "value vectors were not observed for 1 sink heads, first decoder.0.pattern head 2"
+    reason = "value vectors were not observed for 1 sink head, first decoder.0.pattern head 2"
     assert findings(ValueDrain(), evidence) == ([], [reason])
     assert len(findings(Sink(), evidence)[0]) == 1
 
@@ -136,7 +137,7 @@ def test_the_summary_says_whether_it_is_usual():
     rows = findings(Sink(), evidence)[0]
     (summary,) = summarize_attention(evidence, rows)
     assert (summary.heads, summary.sinks, summary.first_token_rate) == (4, 1, 0.0)
-    first, second = summary.lines()
+    first, second = sentences(summary)
     assert first.startswith(
         "attention sinks: 1 of 4 heads; no-op heads: 0 (usual in number for a decoder, but mostly"
     )

@@ -53,7 +53,7 @@ def test_names():
         ({"bos": "yes"}, "bos must be True, False or None, not 'yes'"),
         ({"sites": ("residual",)}, "unknown site 'residual'; choose from embed, resid_pre"),
         ({"sites": ()}, "no site given; choose from embed"),
-        ({"only": ("weights",)}, "unknown kind 'weights'; choose from activation, weight, attention, format"),
+        ({"only": ("colours",)}, "unknown kind 'colours'; choose from activation, weight, attention, format"),
     ],
 )
 def test_nonsense_settings(choice, message):
@@ -72,3 +72,7 @@ def test_settings_survive_their_description():
         only=("weight",),
     )
     assert restore_settings(settings.describe()) == settings
+
+
+def test_kinds_in_the_plural_are_understood():
+    assert ScanSettings(only=("weights", "activation")).only == ("weight", "activation")

@@ -4,7 +4,7 @@ import torch
 
 from outlierscope.corpus.batch import TEXT_CLASSES, Batch
 from outlierscope.corpus.token_order import TokenOrder
-from outlierscope.stats import reading
+from outlierscope.stats import reading_plan
 from outlierscope.stats.digest import digest_tensor
 from outlierscope.stats.moments import Moments
 from outlierscope.stats.observation import Observation
@@ -62,7 +62,7 @@ def check(digest, values, real, rtol=1e-5):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("parts", [4, 40])
 def test_any_dtype_and_any_cut_into_parts(dtype, parts, monkeypatch):
-    monkeypatch.setattr(reading, "PARTS", parts)
+    monkeypatch.setattr(reading_plan, "PARTS", parts)
     real = padded(6, 50)
     real[2] = False
     tensor = (torch.randn(6, 50, 12, generator=torch.Generator().manual_seed(1)) * 100 + 7).to(dtype)

@@ -117,7 +117,7 @@ def test_the_bound_of_the_mean_magnitude_holds(sequences, seed):
 def test_names_and_dearness_come_from_the_rule():
     assert [Events(rule).name for rule in (SixSigma(), Massive(), Systematic())] == [
         "six_sigma_6",
-        "massive_100_1000",
+        "massive_100_1000_0.5",
         "systematic_1000",
     ]
     assert [Events(rule).dear for rule in (SixSigma(), Massive(), Systematic())] == [False, True, False]
@@ -165,6 +165,22 @@ def test_a_carried_flag_needs_the_absolute_threshold_too():
         if index:
             values[:] = np.where(values == peak, peak, 1.0)
         assert len(layer(values, index, scratch).events(Massive())) == expected
+
+
+@pytest.mark.parametrize("wrong", [{(2, 3): np.inf}, {(2, 5): np.nan}])
+def test_a_flag_is_not_carried_onto_a_token_that_is_left_out(wrong):
+    scratch = {}
+    values = np.full((10, 8), 0.5)
+    values[2, 3] = 3000.0
+    assert len(layer(values, 0, scratch).events(Massive())) == 1
+    values = np.full((10, 8), 5.0)
+    values[2, 3], values[4, 4] = 2500.0, 150.0  # the latter so that a median is asked for
+    for place, value in wrong.items():
+        values[place] = value
+    stat, seen = Events(Massive()), layer(values, 1, scratch)
+    stat.update(seen)
+    assert seen.digest.nonfinite == 1
+    assert (stat.count, stat.tokens, stat.tokens_with_any) == (0, 9, 0)
 
 
 def test_flags_are_bounded():

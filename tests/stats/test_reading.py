@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from outlierscope.corpus.token_order import TokenOrder
 from outlierscope.stats import compiled as compiling
-from outlierscope.stats import fused
-from outlierscope.stats.fused import read_by_parts, share_out
-from outlierscope.stats.reading import plan_reading, read
-from outlierscope.stats.segments import read_by_segments
+from outlierscope.stats.reading import read
+from outlierscope.stats.reading_cpu import read_on_cpu
+from outlierscope.stats.reading_plan import plan_reading
+from outlierscope.stats.reading_torch import read_with_torch
+from outlierscope.stats.threads import share_out
 
 
 def order_of(sequences, length, seed, padding):
@@ -34,8 +35,8 @@ def test_compiled_loops_and_segment_reductions_agree(sequences, length, dims, pa
     flat = torch.randn(sequences * length, dims, generator=torch.Generator().manual_seed(seed))
     plan = plan_reading(order)
     shift = torch.linspace(-1, 1, dims)
-    by_parts = read_by_parts(flat, order, plan, shift)
-    by_segments = read_by_segments(flat, order, plan, shift)
+    by_parts = read_on_cpu(flat, order, plan, shift)
+    by_segments = read_with_torch(flat, order, plan, shift)
     for name in ("slot_low", "slot_high", "token_absmax"):
         assert torch.equal(getattr(by_parts, name), getattr(by_segments, name)), name
     scale = np.abs(by_segments.powers).max(initial=1.0)
@@ -78,8 +79,8 @@ def test_the_number_of_threads_does_not_matter(monkeypatch):
     flat = torch.randn(300, 20, generator=torch.Generator().manual_seed(3))
     tables = []
     for threads in (1, 2, 3):
-        monkeypatch.setattr(fused.torch, "get_num_threads", lambda threads=threads: threads)
-        tables.append(read_by_parts(flat, order, plan_reading(order), torch.zeros(20)))
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        tables.append(read_on_cpu(flat, order, plan_reading(order), torch.zeros(20)))
     for other in tables[1:]:
         np.testing.assert_array_equal(other.powers, tables[0].powers)
         assert torch.equal(other.slot_low, tables[0].slot_low)

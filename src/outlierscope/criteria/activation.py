@@ -11,6 +11,7 @@ from outlierscope.criteria.event_rows import EventSite
 from outlierscope.criteria.located import width
 from outlierscope.stats import rules
 from outlierscope.stats.events import Events
+from outlierscope.stats.flags import Flags
 from outlierscope.stats.magnitudes import TopMagnitudes
 
 if TYPE_CHECKING:
@@ -94,8 +95,11 @@ class Massive:
         return rules.Massive(self.absolute, self.ratio, self.keep)
 
     def requires(self) -> Iterable[Requirement]:
-        """Events of the rule."""
-        return (Requirement(self.sites, lambda: Events(self._rule)),)
+        """Events of the rule, and where they are in the first sequences, for what occurs together."""
+        return (
+            Requirement(self.sites, lambda: Events(self._rule)),
+            Requirement(self.sites, lambda: Flags(self._rule)),
+        )
 
     def findings(self, evidence: Evidence) -> Iterable[Finding | NotApplied]:
         """Rows, the largest ratio first."""
@@ -144,9 +148,10 @@ class SystematicActivation:
         return rules.Systematic(self.ratio)
 
     def requires(self) -> Iterable[Requirement]:
-        """Events of the rule, and the top magnitudes to print with them."""
+        """Events of the rule, where they are in the first sequences, and the top magnitudes to print with them."""
         return (
             Requirement(self.sites, lambda: Events(self._rule)),
+            Requirement(self.sites, lambda: Flags(self._rule)),
             Requirement(self.sites, TopMagnitudes),
         )
 

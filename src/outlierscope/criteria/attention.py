@@ -177,7 +177,8 @@ class Sink:
             return None
         most = max(stat.sequences for stat in stats)
         short = max(stat.short for stat in stats)
-        reason = f"not enough data: {most} sequences judged, {self.least_sequences} needed"
+        judged = "1 sequence" if most == 1 else f"{most} sequences"
+        reason = f"not enough data: {judged} judged, {self.least_sequences} needed"
         return f"{reason}; {short} have fewer than {CORNER} tokens" if short else reason
 
     def findings(self, evidence: Evidence) -> Iterable[Finding | NotApplied]:

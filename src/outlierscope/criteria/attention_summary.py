@@ -41,22 +41,6 @@ class AttentionSummary:
     strongest: tuple[Finding, ...]
     usual: str
 
-    def lines(self) -> list[str]:
-        """Sentences for the terminal."""
-        if not self.heads:
-            return []
-        lines = [
-            f"attention sinks: {self.sinks} of {self.heads} heads; no-op heads: {self.no_ops}"
-            + (f" ({self.usual})" if self.usual else "")
-        ]
-        if self.strongest:
-            named = [
-                f"layer {row.layer} head {row.head} gives {row.value or 0:.2f} to {_key(row)}"
-                for row in self.strongest
-            ]
-            lines.append("strongest: " + ", ".join(named))
-        return lines
-
 
 def summarize_attention(
     evidence: Evidence, findings: Sequence[Finding], sink: Sink | None = None
@@ -126,9 +110,3 @@ def _usual(sinks: list[Finding], heads: int, rate: float | None, *, causal: bool
     return (
         f"{len(sinks) / heads:.0%} of the heads, mostly on ordinary tokens, which is not usual for an encoder"
     )
-
-
-def _key(row: Finding) -> str:
-    if row.token:
-        return repr(row.token)
-    return f"the {row.token_class} token" if row.token_class else "one key"

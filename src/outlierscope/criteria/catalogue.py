@@ -69,7 +69,9 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
 
 def _make(criterion: type[Any], thresholds: Mapping[str, float]) -> Any:
     kinds = {item.name: int if isinstance(item.default, int) else float for item in fields(criterion)}
-    for name in thresholds:
+    for name, value in thresholds.items():
         if name not in kinds:
             raise UserError(f"{criterion.name} has no threshold {name!r}; it has {', '.join(kinds)}")
+        if kinds[name] is int and value != int(value):
+            raise UserError(f"{criterion.name}.{name} is a whole number, not {value:g}")
     return criterion(**{name: kinds[name](value) for name, value in thresholds.items()})

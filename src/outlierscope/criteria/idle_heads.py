@@ -33,11 +33,12 @@ class NoOpHead:
     strong delimiters; [CLS] and registers of images) and its row of A @ V is shorter than ``quiet`` times the
     mean value vector of the sequence, which is what uniform attention would write. A head is a no-op head
     when at least ``idle_share`` of its queries are idle and values of low-information tokens are no longer on
-    average than others'. It is called a soft no-update when at least ``almost_all`` of its queries are idle,
-    and a selective update otherwise.
+    average than others' (``value_ratio``); without keys of either kind it is not reported. It is called a soft
+    no-update when at least ``almost_all`` of its queries are idle, and a selective update otherwise.
 
     Row key: stack, layer, head. ``score`` is the share of idle queries, ``value`` the mean mass on
-    low-information tokens; the three figures stand in ``extra``.
+    low-information tokens. The three figures stand in ``extra`` of the reported heads; ``head_figures`` gives
+    those of all heads.
     """
 
     name: ClassVar[str] = "no_op_head"
@@ -65,7 +66,8 @@ class NoOpHead:
             return []
         seen = max(stat.queries for _, stat in measured)
         if seen < self.least_queries:
-            return [NotApplied(self.name, f"not enough data: {seen} queries, {self.least_queries} needed")]
+            queries = "1 query" if seen == 1 else f"{seen} queries"
+            return [NotApplied(self.name, f"not enough data: {queries}, {self.least_queries} needed")]
         rows: list[Finding] = []
         without: list[str] = []
         for site, stat in measured:
@@ -75,7 +77,8 @@ class NoOpHead:
                 rows += self._rows(evidence, site, stat)
         rows.sort(key=lambda row: -(row.score or 0.0))
         if without:
-            reason = f"value vectors were not observed in {len(without)} layers, from {without[0]} on"
+            layers = "1 layer" if len(without) == 1 else f"{len(without)} layers"
+            reason = f"value vectors were not observed in {layers}, first {without[0]}"
             return [*rows, NotApplied(self.name, reason)]
         return rows
 
@@ -132,10 +135,13 @@ class ValueDrain:
     """Sinks whose value vector is short: norm(v_sink) over the sequence's median norm(v) at most 0.5.
 
     Source: An et al. 2025, section 3, and Sun et al. 2024, section 4: on outlier tokens it is far below 1.
-    The threshold is ours. Judged for the heads that ``sink`` reports, on the keys that pass there.
+    The threshold is ours. Sink heads and their keys are those of the rule ``sink`` with this criterion's own
+    ``epsilon``, ``sequence_share`` and ``least_sequences``: by default the heads that ``sink`` reports; a
+    threshold changed there does not change here.
 
-    Row key: stack, layer, head. ``score`` is the mean ratio over those keys (smaller is stronger), ``value``
-    their mean alpha. Heads that share their key and value head share it.
+    Row key: stack, layer, head. ``score`` is the mean ratio over all keys of the head above ``epsilon``
+    (smaller is stronger), ``value`` their mean alpha. Heads that share a key and value head share its values,
+    each with its own sink keys.
     """
 
     name: ClassVar[str] = "value_drain"
@@ -168,7 +174,8 @@ class ValueDrain:
                     rows.append(row)
         rows.sort(key=lambda row: row.score or 0.0)
         if without:
-            reason = f"value vectors were not observed for {len(without)} sink heads, first {without[0]}"
+            heads = "1 sink head" if len(without) == 1 else f"{len(without)} sink heads"
+            reason = f"value vectors were not observed for {heads}, first {without[0]}"
             return [*rows, NotApplied(self.name, reason)]
         return rows
 
@@ -211,7 +218,7 @@ class ValueDrain:
 
 
 def head_figures(evidence: Evidence, stat: Heads) -> list[dict[str, Any]]:
-    """For every head the figures of Bondarenko et al. 2023; ``None`` where values were not at hand.
+    """For every head, reported or not, the figures of Bondarenko et al. 2023; ``None`` without values.
 
     ``low_information_mass``, ``value_norm_ratio`` (mean norm of v on low-information tokens over that
     elsewhere), ``output_ratio`` (mean norm of the rows of A @ V over that of the mean value vector),

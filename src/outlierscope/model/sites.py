@@ -8,36 +8,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STACK_SITES = ("embed", "final_norm")
-"""Sites that a stack has once: what enters the first block, and the norm after the last."""
+SITES_OF_STACK = {
+    "embed": "what enters the first block",
+    "final_norm": "output of the norm after the last block",
+}
+"""Sites that a stack has once, and what they are."""
 
-LAYER_SITES = (
-    "resid_pre",
-    "attn_in",
-    "q",
-    "k",
-    "v",
-    "pattern",
-    "z",
-    "attn_out",
-    "resid_mid",
-    "cross_q",
-    "cross_k",
-    "cross_v",
-    "cross_pattern",
-    "cross_z",
-    "cross_out",
-    "resid_cross",
-    "mixer_out",
-    "mlp_in",
-    "mlp_gate",
-    "mlp_act",
-    "mlp_up",
-    "mlp_post",
-    "mlp_out",
-    "resid_post",
-)
-"""Sites that every block may have, in the order in which data passes them."""
+SITES_OF_LAYER = {
+    "resid_pre": "residual stream before the block",
+    "attn_in": "what the first projections of attention read",
+    "q": "queries, after norms and rotary embedding",
+    "k": "keys, by key and value head, after norms and rotary embedding",
+    "v": "values, by key and value head",
+    "pattern": "attention weights, after the softmax",
+    "z": "weighted values of all heads, before the output projection",
+    "attn_out": "what attention adds to the residual stream, after any norm or factor",
+    "resid_mid": "residual stream between attention and MLP",
+    "cross_q": "queries of cross attention",
+    "cross_k": "keys of cross attention, from the encoder",
+    "cross_v": "values of cross attention, from the encoder",
+    "cross_pattern": "weights of cross attention",
+    "cross_z": "weighted values of cross attention",
+    "cross_out": "what cross attention adds to the residual stream",
+    "resid_cross": "residual stream after cross attention",
+    "mixer_out": "what a mixer without attention (state space, convolution) adds to the residual stream",
+    "mlp_in": "what the first projections of the MLP read",
+    "mlp_gate": "gate of a gated MLP, before its activation function",
+    "mlp_act": "activation function's output",
+    "mlp_up": "what the gate is multiplied with",
+    "mlp_post": "neurons: what the down projection reads",
+    "mlp_out": "what the MLP adds to the residual stream, after any norm or factor",
+    "resid_post": "residual stream after the block",
+}
+"""Sites that every block may have, in the order in which data passes them, and what they are."""
+
+STACK_SITES, LAYER_SITES = tuple(SITES_OF_STACK), tuple(SITES_OF_LAYER)
 
 LINEAR_INPUTS = ("attn_in", "z", "mlp_in", "mlp_post")
 """Inputs of linear layers: what W8A8 schemes quantize."""

@@ -8,9 +8,11 @@ from outlierscope.criteria.attention import Sink
 from outlierscope.criteria.attention_summary import AttentionSummary, summarize_attention
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.reporting.outliers import figures
+from outlierscope.reporting.wording import counted, quoted
 from outlierscope.scanning.findings import from_table
 
 if TYPE_CHECKING:
+    from outlierscope.criteria.finding import Finding
     from outlierscope.scanning.scan import Scan
 
 
@@ -18,11 +20,32 @@ def head_lines(scan: Scan) -> list[str]:
     """How many heads do nothing, on which tokens, and whether that is usual."""
     if "attention" not in scan.manifest["settings"]["only"]:
         return []
-    lines = [line for summary in _summaries(scan) for line in summary.lines()]
+    lines = [line for summary in _summaries(scan) for line in sentences(summary)]
     if lines:
         return lines
     reasons = [row["why"] for row in scan.manifest["not_observed"] if row["what"] in ("sink", "no_op_head")]
     return [f"not judged: {reasons[0]}" if reasons else "no attention was observed"]
+
+
+def sentences(summary: AttentionSummary) -> list[str]:
+    """One stack's heads in sentences."""
+    lines = [
+        f"attention sinks: {summary.sinks} of {counted(summary.heads, 'head')}; no-op heads: {summary.no_ops}"
+        + (f" ({summary.usual})" if summary.usual else "")
+    ]
+    if summary.strongest:
+        named = [
+            f"layer {row.layer} head {row.head} gives {row.value or 0:.2f} to {_key(row)}"
+            for row in summary.strongest
+        ]
+        lines.append("strongest: " + ", ".join(named))
+    return lines
+
+
+def _key(row: Finding) -> str:
+    if row.token is not None or row.token_id is not None:
+        return quoted(row.token, row.token_id)
+    return f"the {row.token_class} token" if row.token_class else "one key"
 
 
 def head_figures(scan: Scan) -> list[dict[str, Any]]:

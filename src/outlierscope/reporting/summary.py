@@ -15,6 +15,7 @@ from outlierscope.criteria.formats import RangeCriterion, Verdict
 from outlierscope.reporting.heads import head_figures, head_lines
 from outlierscope.reporting.outliers import OutlierLine, figures, outlier_lines
 from outlierscope.reporting.wording import counted, layers, number, quoted, share, some
+from outlierscope.scanning.settings import KINDS
 
 if TYPE_CHECKING:
     from outlierscope.criteria.finding import Finding
@@ -117,7 +118,7 @@ def summarize(scan: Scan) -> Summary:
         files=[f"{scan.folder}/report.html to look at, {scan.folder}/findings.parquet to work with"]
         if scan.folder
         else [],
-        next=_next(scan, formats),
+        next=_next(scan),
     )
 
 
@@ -134,12 +135,11 @@ def _formats(scan: Scan) -> list[FormatLine]:
         if not isinstance(verdict, Verdict):
             lines.append(FormatLine(name, "unknown", verdict.reason))
             continue
-        modules: list[str] = []
+        modules = [module for row in verdict.causes for module in row.extra["modules"]]
         if isinstance(criterion, RangeCriterion):
             cause = _range_cause(scan, criterion, verdict)
         else:
             cause = _rounding_cause(scan, verdict)
-            modules = [module for row in verdict.causes for module in row.extra["modules"]]
         lines.append(
             FormatLine(
                 name,
@@ -163,7 +163,9 @@ def _brief(scan: Scan, verdict: Verdict) -> str:
         return f"the model itself gives NaN or infinity at {_site(worst)}"
     if verdict.share is None:
         return f"{_site(worst)} reaches {number(worst.value)} at {_token(scan, worst)}"
-    return f"most of the noise comes from {some([_site(cause) for cause in verdict.causes], 1)}"
+    more = len(verdict.causes) - 1
+    others = f" and {counted(more, 'more linear input')}" if more else ""
+    return f"most of the noise comes from {_site(verdict.causes[0])}{others}"
 
 
 def _range_cause(scan: Scan, criterion: RangeCriterion, verdict: Verdict) -> str:
@@ -260,11 +262,12 @@ def _not_observed(scan: Scan) -> list[str]:
     return lines
 
 
-def _next(scan: Scan, formats: list[FormatLine]) -> list[str]:
+def _next(scan: Scan) -> list[str]:
     model = scan.manifest["model"]
     command = f"outlierscope scan {model['name']}"
-    if not formats:
-        return [f"{command}    activations and attention as well"]
+    left_out = [kind for kind in KINDS if kind not in scan.manifest["settings"]["only"]]
+    if left_out:
+        return [f"{command}    {', '.join(left_out)} as well"]
     data = "YOUR-FOLDER" if model["kind"] == "image" else "YOUR-OWN.jsonl"
     if scan.manifest["read"]["sampled_tokens"] < scan.manifest["read"]["tokens"]:
         return [f"{command} --data {data} --exact    the same on your own data, nothing sampled"]

@@ -24,13 +24,21 @@ SEQUENCES = 4
 HEADS = 4
 
 
-def collect_examples(observed: ObservedModel, corpus: Corpus, findings: list[Finding]) -> dict[str, Tensor]:
+def collect_examples(
+    observed: ObservedModel, corpus: Corpus, findings: list[Finding], *, single: bool = False
+) -> dict[str, Tensor]:
     """The first few sequences, run once more for the tensors of the heads that findings name first.
+
+    Args:
+        observed: the model.
+        corpus: what was scanned.
+        findings: of the scan.
+        single: one sequence only, where memory was scarce.
 
     Returns:
         The tensors of ``examples-00000.safetensors``, as ``docs/schema.md`` describes them.
     """
-    batch = _first_sequences(corpus)
+    batch = _first_sequences(corpus, 1 if single else SEQUENCES)
     picked = pick_heads(findings)
     rows = [batch.rows(row) for row in range(len(batch.sequence_ids))]
     lengths = [row.stop - row.start for row in rows]
@@ -79,8 +87,8 @@ def pick_heads(findings: list[Finding]) -> dict[Site, list[int]]:
     return picked
 
 
-def _first_sequences(corpus: Corpus) -> Batch:
+def _first_sequences(corpus: Corpus, most: int) -> Batch:
     batch = next(corpus.batches())
-    while len(batch.sequence_ids) > SEQUENCES:
+    while len(batch.sequence_ids) > most:
         batch = batch.split()[0]
     return replace(batch, dear=True)

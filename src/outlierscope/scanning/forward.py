@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from outlierscope.errors import UserError
 from outlierscope.model.attention.observer import AttentionObserver
 from outlierscope.model.taps import Taps
 from outlierscope.stats.observation import Observation
@@ -64,8 +65,13 @@ class TappedModel:
         try:
             return self._pass(batch)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error) or len(batch.sequence_ids) < 2:
+            if not _out_of_memory(error):
                 raise
+            if len(batch.sequence_ids) < 2:
+                raise UserError(
+                    f"a sequence of {batch.real.shape[1]} tokens does not fit into the memory of "
+                    f"{self._observed.device}; try a smaller --length, --dtype bfloat16 or another --device"
+                ) from error
         if self._observed.device.type == "cuda":
             torch.cuda.empty_cache()
         self.halved.append(batch.number)
@@ -109,9 +115,9 @@ class TappedModel:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    # The CPU allocator reports a lack of memory as a plain RuntimeError.
+    # The CPU allocator and CUDA's libraries report a lack of memory as a plain RuntimeError.
     return (
         not isinstance(error, RuntimeError)
         or isinstance(error, torch.OutOfMemoryError)
-        or "allocate memory" in str(error)
+        or any(words in str(error) for words in ("allocate memory", "out of memory", "ALLOC_FAILED"))
     )

@@ -21,7 +21,7 @@ from outlierscope.scanning.forward import TappedModel
 from outlierscope.scanning.judging import describe_criteria, judge
 from outlierscope.scanning.memory import check_activations
 from outlierscope.scanning.plan import plan
-from outlierscope.scanning.progress import Progress, discard_progress, load_progress, save_progress
+from outlierscope.scanning.resume import Progress, discard_progress, load_progress, save_progress
 from outlierscope.scanning.scan import Scan, check_folder, clear_folder
 from outlierscope.scanning.selfcheck import check_taps
 from outlierscope.scanning.settings import ScanSettings
@@ -228,7 +228,7 @@ def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
         "not_observed": not_observed(observed.anatomy, run.settings, not_applied, progress.unobserved),
         "identity": run.identity,
     }
-    examples = collect_examples(observed, run.corpus, findings)
+    examples = collect_examples(observed, run.corpus, findings, single=bool(progress.halved))
     result = Scan(evidence=evidence, findings=to_table(findings), manifest=manifest, examples=examples)
     if run.folder is not None:
         result.save(run.folder, overwrite=True)

@@ -16,8 +16,8 @@ from outlierscope.model.sites import Site
 from outlierscope.scanning.evidence import ScanEvidence
 from outlierscope.scanning.findings import read_findings, to_parquet
 from outlierscope.scanning.plan import plan
-from outlierscope.scanning.progress import FOLDER, discard_progress
 from outlierscope.scanning.restore import restore_anatomy, restore_settings
+from outlierscope.scanning.resume import FOLDER, discard_progress, is_of_progress
 from outlierscope.scanning.store import (
     checksum,
     read_json,
@@ -118,8 +118,7 @@ class Scan:
             UserError: when the folder holds another scan and ``overwrite`` is not given, or cannot be written.
         """
         folder = Path(folder)
-        if (folder / MANIFEST).exists() or not folder.is_dir():
-            check_folder(folder, overwrite=overwrite)
+        check_folder(folder, overwrite=overwrite)
         (folder / MANIFEST).unlink(missing_ok=True)
         tensors, described = summaries_to_tensors(self.evidence.weights)
         files = {
@@ -210,6 +209,13 @@ def check_folder(folder: Path, *, resume: bool = False, overwrite: bool = False)
     if not os.access(existing, os.W_OK):
         raise UserError(f"--out {folder}: {existing} cannot be written to; choose another folder")
     complete, unfinished = (folder / MANIFEST).exists(), (folder / FOLDER / "cursor.json").exists()
+    foreign = (
+        sorted(path.name for path in folder.iterdir() if not _is_of_a_scan(path)) if folder.exists() else []
+    )
+    if foreign and not (complete or unfinished):
+        raise UserError(
+            f"--out {folder}: it holds {foreign[0]}, which is of no scan; name a folder that is new or empty"
+        )
     if resume or overwrite:
         return
     if complete:
@@ -223,10 +229,21 @@ def check_folder(folder: Path, *, resume: bool = False, overwrite: bool = False)
 
 
 def clear_folder(folder: Path) -> None:
-    """Make an old scan incomplete, so that it is not taken for whole while a new one is written over it."""
+    """Remove an old scan, and nothing else, so that none of it is taken for a part of the new one."""
+    if (folder / MANIFEST).exists():
+        shutil.rmtree(folder / "parts", ignore_errors=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder / "parts", ignore_errors=True)
+    for name in (FINDINGS, REPORT, STATS, WEIGHTS, EXAMPLES):
+        (folder / name).unlink(missing_ok=True)
     discard_progress(folder)
+
+
+def _is_of_a_scan(path: Path) -> bool:
+    """Whether a scan writes files of this name: its own, and those that a kill leaves half-written."""
+    names = (MANIFEST, FINDINGS, REPORT, STATS, WEIGHTS, EXAMPLES)
+    if path.is_dir():
+        return path.name == FOLDER and all(is_of_progress(inside) for inside in path.iterdir())
+    return path.name in names or any(path.name.startswith(f".{name}.") for name in names)
 
 
 def _texts_of(findings: pa.Table) -> dict[int, str]:

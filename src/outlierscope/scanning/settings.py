@@ -76,6 +76,11 @@ class ScanSettings:
         if self.bos not in (None, True, False):
             raise UserError(f"bos must be True, False or None, not {self.bos!r}")
         _check_names("site", self.sites, ALL_SITES)
+        # Both "weight" and "weights" are said.
+        singular = tuple(
+            name.removesuffix("s") if name.removesuffix("s") in KINDS else name for name in self.only
+        )
+        object.__setattr__(self, "only", singular)
         _check_names("kind", self.only, KINDS)
 
     def observes(self, layer: int | None) -> bool:

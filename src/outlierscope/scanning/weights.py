@@ -12,7 +12,7 @@ from outlierscope.model.anatomy import Anatomy
 from outlierscope.scanning.evidence import ScanEvidence
 from outlierscope.scanning.findings import to_table
 from outlierscope.scanning.judging import describe_criteria, judge
-from outlierscope.scanning.progress import Progress
+from outlierscope.scanning.resume import Progress
 from outlierscope.scanning.scan import Scan, check_folder, clear_folder
 from outlierscope.scanning.settings import ScanSettings
 from outlierscope.stats.measurements import Measurements

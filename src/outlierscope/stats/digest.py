@@ -12,10 +12,11 @@ from torch import Tensor
 
 from outlierscope.corpus.token_order import TokenOrder
 from outlierscope.stats.power_sums import Array, PowerSums, combined, from_shifted, over_dims, pool_shifted
-from outlierscope.stats.reading import Plan, read
+from outlierscope.stats.reading import read
 
 if TYPE_CHECKING:
     from outlierscope.corpus.batch import Batch
+    from outlierscope.stats.reading_plan import Plan
 
 LOCATED = 32
 """How many non-finite values are located."""

@@ -48,7 +48,9 @@ class Exceedances(Stat["Observation"]):
 
     @override
     def update(self, seen: Observation) -> None:
-        self._add(_count_beyond(seen, self.threshold), seen.digest.tokens)
+        # As float32, which the values are, so that every device compares alike.
+        threshold = float(torch.tensor(self.threshold, dtype=torch.float32))
+        self._add(_count_beyond(seen, threshold), seen.digest.tokens)
 
     @override
     def merge(self, other: Exceedances) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from outlierscope.stats.compiled import compiled, compiled_for_numbers
-from outlierscope.stats.fused import share_out
 from outlierscope.stats.stat import Stat
+from outlierscope.stats.threads import share_out
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

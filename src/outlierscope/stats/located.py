@@ -64,12 +64,12 @@ class Located:
         return Located(*(getattr(self, item.name)[mask] for item in fields(self)))
 
     def keys(self) -> Tensor:
-        """[K] int64 that order and identify the places (T and d below 2^26)."""
-        return self.tokens() << 26 | self.dim
+        """[K] int64 that order and identify the places (B and d below 2^20, T below 2^23)."""
+        return self.tokens() << 20 | self.dim
 
     def tokens(self) -> Tensor:
         """[K] int64 that order and identify the tokens."""
-        return self.sequence << 26 | self.place
+        return self.sequence << 23 | self.place
 
     def among(self, other: Located) -> Tensor:
         """[K] bool, whether ``other`` holds the same place."""

@@ -69,6 +69,12 @@ class Observation:
             return flat.numpy(), rows.numpy()
         return flat.index_select(0, rows.to(flat.device)).float().cpu().numpy(), np.arange(len(rows))
 
+    def is_used(self, places: Located) -> Tensor:
+        """[K] bool, whether the tokens of these places are real and finite here."""
+        used = torch.zeros(self.batch.token_ids.numel(), dtype=torch.bool)
+        used[self.digest.order.rows] = True
+        return used[places.sequence * self.tensor.shape[1] + places.place]
+
     def events(self, rule: EventRule) -> Located:
         """The events of a rule."""
         if rule not in self._events:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,67 +10,19 @@ import torch
 from torch import Tensor
 
 from outlierscope.stats.compiled import compiled
-from outlierscope.stats.fused import read_by_parts
-from outlierscope.stats.segments import read_by_segments
+from outlierscope.stats.reading_cpu import read_on_cpu
+from outlierscope.stats.reading_plan import plan_reading
+from outlierscope.stats.reading_torch import read_with_torch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from outlierscope.corpus.token_order import TokenOrder
-
-PARTS = 4
-"""Fewer sequences than this are cut into parts, so that a single one keeps several cores busy."""
+    from outlierscope.stats.reading_plan import Plan
 
 SHIFT_ROWS = 64
 """Rows looked at for the shift of the power sums, which is the mean of half of them. The mean of any k of n
 rows is within sqrt(n / k - 1) standard deviations of that of all, so that little is lost by cancellation."""
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """How a batch is cut; all places are places in ``TokenOrder.rows``.
-
-    A *part* is a sequence or a piece of one; a *slot* is the tokens of one class in a part.
-
-    Attributes:
-        owners: [P] the sequence (row of the batch) of each part, ascending.
-        part_start: [P + 1] where each part begins, and the end.
-        part_slot: [P + 1] the first slot of each part, and the number of slots.
-        slot_class: [S] token class of each slot.
-        slot_start: [S + 1] where each slot begins, and the end.
-    """
-
-    owners: list[int]
-    part_start: NDArray[np.int64]
-    part_slot: NDArray[np.int64]
-    slot_class: NDArray[np.int64]
-    slot_start: NDArray[np.int64]
-
-    @property
-    def slot_length(self) -> NDArray[np.int64]:
-        """[S] tokens of each slot."""
-        return np.diff(self.slot_start)
-
-
-@lru_cache(maxsize=16)
-def plan_reading(order: TokenOrder) -> Plan:
-    """Cut a batch; computed once for all of its sites."""
-    owners, part_start = [], [0]
-    for sequence, count in enumerate(order.counts):
-        pieces = min(count, -(-PARTS // len(order.counts)))
-        owners += [sequence] * pieces
-        part_start += [order.bounds[sequence] + count * piece // pieces for piece in range(1, pieces + 1)]
-    run_start = np.array([run.start for run in order.runs], dtype=np.int64)
-    run_class = np.array([run.token_class for run in order.runs], dtype=np.int64)
-    slot_start = np.union1d(run_start, np.array(part_start, dtype=np.int64))  # with the end
-    of_run = run_start.searchsorted(slot_start[:-1], side="right") - 1
-    return Plan(
-        owners=owners,
-        part_start=np.array(part_start, dtype=np.int64),
-        part_slot=slot_start.searchsorted(part_start).astype(np.int64),
-        slot_class=run_class[of_run],
-        slot_start=slot_start.astype(np.int64),
-    )
 
 
 @dataclass
@@ -107,7 +58,7 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
     shift = sample.new_empty(flat.shape[1])
     _shift(sample.numpy(), shift.numpy())
     on_cpu = flat.device.type == "cpu" and work == torch.float32
-    tables = (read_by_parts if on_cpu else read_by_segments)(flat, order, plan, shift.to(flat.device))
+    tables = (read_on_cpu if on_cpu else read_with_torch)(flat, order, plan, shift.to(flat.device))
     powers = tables.powers  # [4, P, d]
     if plan.owners != list(range(len(order.counts))):
         powers = np.zeros((4, len(order.counts), flat.shape[1]))

@@ -11,7 +11,7 @@ from torch import Tensor
 from outlierscope.stats.positions import BUCKETS, position_bucket
 from outlierscope.stats.sparse_sums import SparseSums
 from outlierscope.stats.stat import Stat
-from outlierscope.stats.tensor_state import added, load_fields, save_fields
+from outlierscope.stats.tensor_state import added, load_fields, merge_fields, save_fields
 
 if TYPE_CHECKING:
     from outlierscope.model.attention.observation import AttentionObservation
@@ -59,7 +59,7 @@ class ReceivedMass(Stat["AttentionObservation"]):
         bucket = position_bucket(seen.positions()[used])  # [keys]
         raw = seen.received.double().transpose(1, 2)[used].T  # [H, keys]
         alpha = raw / seen.seen_by[used].clamp_min(1)
-        self.keys += torch.bincount(bucket, minlength=BUCKETS)
+        self.keys = self.keys + torch.bincount(bucket, minlength=BUCKETS)
         for name, values in (("raw", raw), ("alpha", alpha)):
             sums = torch.zeros(len(values), BUCKETS, dtype=torch.float64).index_add_(1, bucket, values)
             setattr(self, name, added(getattr(self, name), sums))
@@ -71,25 +71,17 @@ class ReceivedMass(Stat["AttentionObservation"]):
 
     def merge(self, other: ReceivedMass) -> None:
         """Take in what another one of the same parameters has seen."""
-        self.sequences += other.sequences
-        self.keys = self.keys + other.keys
-        self.raw = added(self.raw, other.raw)
-        self.alpha = added(self.alpha, other.alpha)
+        merge_fields(self, other, PLAIN)
         self.tokens = self.tokens.plus(other.tokens)
 
     def state(self) -> dict[str, Tensor]:
         """The fields as named tensors."""
-        tokens = {
-            "token_ids": self.tokens.keys,
-            "token_keys": self.tokens.counts,
-            "token_sums": self.tokens.sums,
-        }
-        return save_fields(self, PLAIN) | tokens
+        return save_fields(self, PLAIN) | self.tokens.state("token")
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state`` returned."""
         load_fields(self, PLAIN, state)
-        self.tokens = SparseSums(state["token_ids"], state["token_keys"], state["token_sums"])
+        self.tokens = SparseSums.of_state("token", state)
 
     def mean_alpha(self) -> Tensor:
         """[H, BUCKETS] mean alpha of the keys in each bucket of positions; NaN in empty ones."""

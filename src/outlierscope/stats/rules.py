@@ -79,7 +79,7 @@ class Massive(EventRule):
     @property
     @override
     def name(self) -> str:
-        return f"massive_{self.absolute:g}_{self.ratio:g}"
+        return f"massive_{self.absolute:g}_{self.ratio:g}_{self.keep:g}"
 
     @override
     def find(self, seen: Observation) -> Located:
@@ -98,7 +98,7 @@ class Massive(EventRule):
             now = read_at(seen, before)
             magnitude = now.value.double().abs()
             held = (magnitude > self.absolute) & (magnitude > self.keep * before.value.double().abs())
-            held &= torch.isfinite(medians[now.sequence]) & ~now.among(found)
+            held &= torch.isfinite(medians[now.sequence]) & ~now.among(found) & seen.is_used(now)
             now.score = magnitude / medians[now.sequence]
             now.carried = torch.ones_like(now.carried)
             flagged = Located.joined(found, before.where(held))

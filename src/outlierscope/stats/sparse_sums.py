@@ -35,6 +35,15 @@ class SparseSums:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The columns as named tensors, ``NAME_keys``, ``NAME_counts`` and ``NAME_sums``."""
+        return {f"{name}_keys": self.keys, f"{name}_counts": self.counts, f"{name}_sums": self.sums}
+
+    @classmethod
+    def of_state(cls, name: str, state: dict[str, Tensor]) -> SparseSums:
+        """What ``state`` returned."""
+        return cls(state[f"{name}_keys"], state[f"{name}_counts"], state[f"{name}_sums"])
+
     def plus(self, other: SparseSums) -> SparseSums:
         """Rows of both, those with equal keys added up; ``other`` need be neither sorted nor grouped.
 

@@ -12,7 +12,7 @@ from outlierscope.stats.positions import BUCKETS, position_bucket
 from outlierscope.stats.sinks import LEAST_QUERIES, LEAST_SHARE
 from outlierscope.stats.sparse_sums import SparseSums
 from outlierscope.stats.stat import Stat
-from outlierscope.stats.tensor_state import added, load_fields, save_fields
+from outlierscope.stats.tensor_state import added, load_fields, merge_fields, save_fields
 
 if TYPE_CHECKING:
     from outlierscope.model.attention.observation import AttentionObservation
@@ -104,20 +104,17 @@ class SystematicAttention(Stat["AttentionObservation"]):
 
     def merge(self, other: SystematicAttention) -> None:
         """Take in what another one of the same parameters has seen."""
-        for name in PLAIN:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            setattr(self, name, mine + theirs if isinstance(mine, int) else added(mine, theirs))
+        merge_fields(self, other, PLAIN)
         self.pairs = self.pairs.plus(other.pairs)
 
     def state(self) -> dict[str, Tensor]:
         """The fields as named tensors."""
-        pairs = {"pair_keys": self.pairs.keys, "pair_counts": self.pairs.counts, "pair_sums": self.pairs.sums}
-        return save_fields(self, PLAIN) | pairs
+        return save_fields(self, PLAIN) | self.pairs.state("pair")
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state`` returned."""
         load_fields(self, PLAIN, state)
-        self.pairs = SparseSums(state["pair_keys"], state["pair_counts"], state["pair_sums"])
+        self.pairs = SparseSums.of_state("pair", state)
 
 
 def judged_keys(

@@ -33,3 +33,10 @@ def load_fields(stat: object, names: Iterable[str], state: dict[str, Tensor]) ->
     for name in names:
         value: Any = state[name]
         setattr(stat, name, int(value) if isinstance(getattr(stat, name), int) else value)
+
+
+def merge_fields(stat: object, other: object, names: Iterable[str]) -> None:
+    """Add the named sums of another Stat to those of this one."""
+    for name in names:
+        mine, theirs = getattr(stat, name), getattr(other, name)
+        setattr(stat, name, mine + theirs if isinstance(mine, int) else added(mine, theirs))

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from outlierscope.stats.compiled import compiled, compiled_for_numbers
-from outlierscope.stats.segments import Tables
+from outlierscope.stats.reading_plan import Tables
+from outlierscope.stats.threads import share_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
     from torch import Tensor
 
     from outlierscope.corpus.token_order import TokenOrder
-    from outlierscope.stats.reading import Plan
+    from outlierscope.stats.reading_plan import Plan
 
 
 TILE = 512
@@ -129,7 +126,7 @@ def _read_part(
             slot_high[slot, left:right] = high[:width]
 
 
-def read_by_parts(flat: Tensor, order: TokenOrder, plan: Plan, shift: Tensor) -> Tables:
+def read_on_cpu(flat: Tensor, order: TokenOrder, plan: Plan, shift: Tensor) -> Tables:
     """Read the rows of ``order`` from ``flat`` [B * T, d], parts side by side; float32 whatever its dtype.
 
     The result does not depend on the number of threads.
@@ -162,22 +159,3 @@ def read_by_parts(flat: Tensor, order: TokenOrder, plan: Plan, shift: Tensor) ->
 
     share_out(read, len(plan.owners))
     return tables
-
-
-def share_out(work: Callable[[int], None], count: int) -> None:
-    """Call ``work`` with 0 to ``count`` - 1, on as many threads as PyTorch uses; this one does its share."""
-    threads = max(1, min(torch.get_num_threads(), count))
-
-    def run(first: int) -> None:
-        for index in range(first, count, threads):
-            work(index)
-
-    others = [_pool(threads).submit(run, first) for first in range(1, threads)]
-    run(0)
-    for other in others:
-        other.result()
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="outlierscope-reading")

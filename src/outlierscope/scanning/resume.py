@@ -1,4 +1,4 @@
-"""How far a scan has come: counters, and the saved state from which it resumes."""
+"""What a scan resumes from: how far it has come, and the saved state of its statistics."""
 
 from __future__ import annotations
 
@@ -99,8 +99,15 @@ def load_progress(folder: Path, measurements: Measurements, identity: dict[str, 
 
 
 def discard_progress(folder: Path) -> None:
-    """Remove the saved state of a scan that is complete or starts again."""
-    for path in (folder / FOLDER).glob("*"):
-        path.unlink()
-    if (folder / FOLDER).exists():
-        (folder / FOLDER).rmdir()
+    """Remove the saved state of a scan that is complete or starts again, and nothing else."""
+    saved = folder / FOLDER
+    for path in saved.glob("*"):
+        if is_of_progress(path):
+            path.unlink()
+    if saved.exists() and not any(saved.iterdir()):
+        saved.rmdir()
+
+
+def is_of_progress(path: Path) -> bool:
+    """Whether a file inside of ``FOLDER`` belongs to a saved state, finished or half-written."""
+    return path.is_file() and path.name.lstrip(".").startswith(("cursor.json", "state-"))
