@@ -1,6 +1,6 @@
 """What observing costs: time and peak memory of a scan against a plain forward pass of the same batches.
 
-    python benchmarks/overhead.py [--repeats N] [--case N] [--write]
+    python benchmarks/overhead.py [--repeats N] [--case N]
 
 Every figure is the median of ratios of interleaved pairs, run in one process on the same batches, with the
 quartiles. ``default`` is the steady state after the first 64 sequences: cheap batches plus their share of the
@@ -291,15 +291,16 @@ def transformer_lens(case: Case, observed: ObservedModel, batches: list[Batch]) 
 
 
 def main() -> None:
-    """Measure, print, and with ``--write`` keep the table in RESULTS.md."""
+    """Measure and print; the table of all cases is kept in RESULTS.md."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--repeats", type=int, help="interleaved pairs per case; none: as many as suit the case"
     )
-    parser.add_argument("--case", type=int, choices=range(len(CASES)), help="only this case")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument(
+        "--case", type=int, choices=range(len(CASES)), help="only this case, printed and not written"
+    )
     arguments = parser.parse_args()
     cases = CASES if arguments.case is None else (CASES[arguments.case],)
     rows = [row for case in cases for row in measure(case, arguments.repeats or case.pairs)]
@@ -308,10 +309,10 @@ def main() -> None:
     for row in rows:
         table.add_row(*row.cells())
     Console(width=160).print(table)
-    if arguments.write:
+    if arguments.case is None:
         lines = [
             "# What observing costs\n",
-            f"Made by `python benchmarks/overhead.py --write` on {datetime.datetime.now(datetime.UTC).date()}, "
+            f"Made by `python benchmarks/overhead.py` on {datetime.datetime.now(datetime.UTC).date()}, "
             f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
             f"transformers {transformers.__version__}; "
             f"{', '.join(str(arguments.repeats or case.pairs) for case in cases)} interleaved pairs.\n",

@@ -108,12 +108,12 @@ def _six_sigma(rows: list[Row]) -> str:
         counts[row["dim"]] += row["count"]
     often = [
         f"{dim} ({_tokens([row for row in rows if row['dim'] == dim], 1)})"
-        for dim, _ in counts.most_common(4)
+        for dim, _ in counts.most_common(3)
     ]
     return (
         f"{layers(row['layer'] for row in rows)}: furthest dim {peak['dim']} at {_tokens([peak], 1)}, "
-        f"{number(peak['score'])} std ({_place(peak)}); most often {'dim' if len(often) == 1 else 'dims'} "
-        f"{', '.join(often)}; {counted(len(counts), 'dim')} in all"
+        f"{number(peak['score'])} std (layer {peak['layer']} {peak['site']}); most often "
+        f"{'dim' if len(often) == 1 else 'dims'} {', '.join(often)}; {counted(len(counts), 'dim')} in all"
     )
 
 

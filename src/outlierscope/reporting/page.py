@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from outlierscope.reporting.curves import head_rows, layer_rows, model_figures, weight_rows
 from outlierscope.reporting.summary import summarize
 from outlierscope.reporting.wording import number, quoted
 from outlierscope.version import __version__
@@ -33,6 +34,9 @@ COLUMNS = (
 MOST_OF_EACH = 200
 """Rows shown per criterion; the file holds them all."""
 
+MOST_HEADS = 200
+"""Heads shown among the figures without a threshold; a large model has thousands."""
+
 
 def render_page(scan: Scan) -> str:
     """The report as HTML text; texts from data are escaped wherever they are shown."""
@@ -49,12 +53,18 @@ def render_page(scan: Scan) -> str:
         seen[row["criterion"]] = seen.get(row["criterion"], 0) + 1
         if seen[row["criterion"]] <= MOST_OF_EACH:
             rows.append(row)
+    heads = head_rows(scan)
     return environment.get_template("page.html").render(
         summary=summarize(scan),
         columns=[column.replace("_", " ") for column in COLUMNS],
         rows=[[_cell(row, column) for column in COLUMNS] for row in rows],
         shown=len(rows),
         total=scan.findings.num_rows,
+        model_figures=model_figures(scan),
+        layer_rows=layer_rows(scan),
+        head_rows=sorted(heads, key=lambda row: -(row["low_information_mass"] or 0.0))[:MOST_HEADS],
+        heads=len(heads),
+        weight_rows=weight_rows(scan),
         version=__version__,
     )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.formats import RangeCriterion, Verdict
+from outlierscope.reporting.curves import head_rows, layer_rows, model_figures
 from outlierscope.reporting.heads import head_figures, head_lines
 from outlierscope.reporting.outliers import OutlierLine, figures, outlier_lines
 from outlierscope.reporting.wording import counted, layers, number, quoted, share, some
@@ -26,7 +27,7 @@ FORMAT_NAMES = {
     "bfloat16": "bfloat16",
     "int8_per_tensor": "int8 per tensor",
     "int8_per_token": "int8 per token",
-    "fp8_e4m3": "fp8 e4m3, scaled",
+    "fp8_e4m3": "fp8 e4m3 (scaled)",
 }
 """The formats that the summary speaks of; ``findings.parquet`` has all."""
 
@@ -69,7 +70,8 @@ class FormatLine:
 class Summary:
     """The parts of the summary, in the order in which they are shown.
 
-    ``heads`` and ``read`` are sentences; ``attention`` and ``figures_read`` the figures that they rest on.
+    ``heads`` and ``read`` are sentences; ``attention`` and ``figures_read`` the figures that they rest on;
+    ``tables`` holds figures without a threshold, for programs.
     """
 
     model: str
@@ -84,6 +86,7 @@ class Summary:
     not_observed: list[str]
     files: list[str]
     next: list[str]
+    tables: dict[str, list[dict[str, Any]]]
 
 
 def summarize(scan: Scan) -> Summary:
@@ -119,6 +122,7 @@ def summarize(scan: Scan) -> Summary:
         if scan.folder
         else [],
         next=_next(scan),
+        tables={"sites": model_figures(scan), "layers": layer_rows(scan), "heads": head_rows(scan)},
     )
 
 

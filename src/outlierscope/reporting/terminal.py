@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from outlierscope.reporting.summary import Summary
 
 STYLES = {"fails": "bold red", "at risk": "bold yellow", "fine": "green", "unknown": "dim"}
-WIDTH_WITHOUT_TERMINAL = 110
+WIDTH_WITHOUT_TERMINAL = 120
 
 
 def print_summary(summary: Summary) -> None:
@@ -43,16 +43,21 @@ def print_summary(summary: Summary) -> None:
         [(Text(line.kind), Text(line.rule), Text(line.text)) for line in summary.outliers]
         or [(Text("none found"),)],
     )
-    for title, lines in (
+    console.print()
+    sections = (
         ("Heads", summary.heads),
         ("Read", summary.read),
         ("Not observed", summary.not_observed),
         ("Files", summary.files),
         ("Next", summary.next),
-    ):
+    )
+    table = Table.grid(padding=(0, 2), expand=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, lines in sections:
         if lines:
-            _heading(console, title)
-            _rows(console, [(Text(line),) for line in lines])
+            table.add_row(Text(title.upper(), style="bold cyan"), Text("\n".join(lines)))
+    console.print(table)
 
 
 def summary_json(summary: Summary) -> str:
