@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from outlierscope.corpus.token_order import TokenOrder
-from outlierscope.stats.power_sums import Array, PowerSums, combined, from_shifted, over_dims, pool_shifted
+from outlierscope.stats.compiled import compiled
+from outlierscope.stats.power_sums import Array, PowerSums, combined, over_dims, sums_from_shifted
 from outlierscope.stats.reading import read
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from outlierscope.corpus.batch import Batch
     from outlierscope.stats.reading_plan import Plan
 
@@ -38,6 +41,8 @@ class Digest:
         plan: how they were cut into slots, rows of one sequence and class that were reduced together.
         sums: mean and central power sums of each dim over all tokens used, [d].
         pooled: mean and central power sums of each sequence over all its values, [B].
+        minimum: [d] float32 smallest value of each dim; infinite where there are no tokens.
+        maximum: [d] float32 largest.
         slot_low: [S, d] float32, smallest value of each slot and dim.
         slot_high: [S, d] float32, largest.
         token_absmax: [N] float32 largest magnitude of each token used, in the order of ``order.rows``.
@@ -49,6 +54,8 @@ class Digest:
     plan: Plan
     sums: PowerSums
     pooled: PowerSums
+    minimum: Tensor
+    maximum: Tensor
     slot_low: Tensor
     slot_high: Tensor
     token_absmax: Tensor
@@ -64,16 +71,6 @@ class Digest:
     def counts(self) -> list[int]:
         """Tokens used of each sequence."""
         return self.order.counts
-
-    @cached_property
-    def minimum(self) -> Tensor:
-        """[d] float32 smallest value of each dim; only where there are tokens."""
-        return self.slot_low.amin(0)
-
-    @cached_property
-    def maximum(self) -> Tensor:
-        """[d] float32 largest value of each dim; only where there are tokens."""
-        return self.slot_high.amax(0)
 
     @cached_property
     def dim_absmax(self) -> Tensor:
@@ -102,8 +99,8 @@ class Digest:
 def digest_tensor(tensor: Tensor, batch: Batch) -> Digest:
     """Digest a tensor [B, T, d] of any float dtype on any device.
 
-    Arithmetic inside of a block is float32 (float64 for float64 tensors) around a shift near each dim's mean;
-    blocks and sequences are combined in float64. Sequences whose fourth powers leave float32, and dims
+    Arithmetic on few rows is float32 (float64 for float64 tensors) around a shift near each dim's mean; their sums
+    are added in float64. Sequences whose fourth powers leave float32, and dims
     whose variance does, are done again in float64.
     """
     flat = tensor.detach().reshape(-1, tensor.shape[2])  # [B * T, d]
@@ -122,20 +119,53 @@ def digest_tensor(tensor: Tensor, batch: Batch) -> Digest:
             reading = read(flat, order)
             overflown = _overflown(reading.powers)
     sums, pooled = _sums(reading.powers, order, _on_cpu(reading.shift), overflown, flat)
+    low, high = torch.empty(flat.shape[1]), torch.empty(flat.shape[1])
+    least = TINY_VARIANCE * len(order.rows) if flat.dtype != torch.float64 else -1.0
+    mend = _find_extent(
+        reading.slot_low.numpy(), reading.slot_high.numpy(), sums.m2, least, low.numpy(), high.numpy()
+    )
     digest = Digest(
         order=order,
         plan=reading.plan,
         sums=sums,
         pooled=pooled,
+        minimum=low,
+        maximum=high,
         slot_low=reading.slot_low,
         slot_high=reading.slot_high,
         token_absmax=reading.token_absmax,
         nonfinite=nonfinite,
         nonfinite_located=located,
     )
-    if digest.tokens and flat.dtype != torch.float64:
+    if mend and digest.tokens:
         _mend(digest, flat)
     return digest
+
+
+@compiled
+def _find_extent(
+    slot_low: NDArray[np.float32],
+    slot_high: NDArray[np.float32],
+    m2: Array,
+    least: float,
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+) -> bool:
+    """Into ``low`` and ``high`` [d], the extremes over all slots [S, d].
+
+    Returns:
+        Whether any dim is constant, or has an m2 below ``least``.
+    """
+    low[:] = np.inf
+    high[:] = -np.inf
+    for slot in range(len(slot_low)):
+        for j in range(len(low)):
+            low[j] = min(low[j], slot_low[slot, j])
+            high[j] = max(high[j], slot_high[slot, j])
+    wrong = False
+    for j in range(len(low)):
+        wrong = wrong or low[j] == high[j] or m2[j] < least
+    return wrong
 
 
 def _locate(flat: Tensor, rows: Tensor, batch: Batch) -> Tensor:
@@ -174,10 +204,7 @@ def _sums(
         fast[overflown] = 0.0
         powers[:, overflown] = 0.0
         shift = np.nan_to_num(shift, nan=0.0, posinf=0.0, neginf=0.0)
-    together = float(fast.sum())
-    sums = from_shifted(np.full(len(shift), together), shift, powers.sum(1))
-    sums.count = together
-    pooled, terms = pool_shifted(fast, shift, powers)
+    sums, pooled, terms = sums_from_shifted(fast, shift, powers)
     pooled.count = counts * len(shift)
     poor = (pooled.m4 < CANCELLED * terms) | (pooled.m2 < TINY_VARIANCE * pooled.count)  # [B]
     again = sorted({*overflown, *poor.nonzero()[0].tolist()}) if overflown or poor.any() else []

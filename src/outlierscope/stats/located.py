@@ -101,20 +101,21 @@ def read_beyond(seen: Observation, centre: Array, limit: Array) -> Located:
     if not possible.any():
         return Located.nothing()
     order = digest.order
-    bar = torch.from_numpy(np.where(possible, least, np.inf)).float()[order.sequence_of]  # [N]
-    rows = order.rows[digest.token_absmax >= bar].sort().values  # [R]
-    columns = (digest.dim_absmax >= float(least[possible].min())).nonzero().flatten()  # [D]
+    bar = np.where(possible, least, np.inf).astype(np.float32)[order.sequence_of.numpy()]  # [N]
+    rows = order.rows.numpy()[digest.token_absmax.numpy() >= bar]  # [R]
+    columns = (digest.dim_absmax.numpy() >= least[possible].min()).nonzero()[0]  # [D]
     if not len(rows) or not len(columns):
         return Located.nothing()
-    values, at = seen.at_hand(rows)
-    sequence = (rows // order.shape[1]).numpy()
-    arguments = (values, at, sequence, columns.numpy(), centre, np.where(np.isnan(limit), np.inf, limit))
+    rows.sort()
+    values, at = seen.at_hand(torch.from_numpy(rows))
+    sequence = rows // order.shape[1]
+    arguments = (values, at, sequence, columns, centre, np.where(np.isnan(limit), np.inf, limit))
     index = np.empty((_list_beyond(*arguments, np.empty((0, 2), dtype=np.int64)), 2), dtype=np.int64)
     _list_beyond(*arguments, index)
     row, column = index[:, 0], index[:, 1]
     return Located.at(
         torch.from_numpy(sequence[row]),
-        rows[torch.from_numpy(row)] % order.shape[1],
+        torch.from_numpy(rows[row] % order.shape[1]),
         torch.from_numpy(column),
         torch.from_numpy(values[at[row], column]),
     )

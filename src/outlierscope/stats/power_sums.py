@@ -53,69 +53,69 @@ class PowerSums:
         self.m4[index] = other.m4
 
 
-def from_shifted(count: Array, shift: Array, powers: Array) -> PowerSums:
-    """Central power sums from the sums of powers of (x - shift).
-
-    Args:
-        count: [n] values.
-        shift: [n].
-        powers: [4, n], sums of the first to fourth powers.
-    """
-    central = np.empty_like(powers)
-    _centre(count, shift, powers, central)
-    return PowerSums(count, *central)
-
-
-@compiled
-def _centre(count: Array, shift: Array, powers: Array, central: Array) -> None:
-    """Into ``central`` [4, n]: mean, m2, m3, m4."""
-    for j in range(len(count)):
-        s1, s2, s3, s4 = powers[0, j], powers[1, j], powers[2, j], powers[3, j]
-        delta = s1 / max(count[j], 1.0)  # mean - shift
-        twice = delta * s1  # n delta^2
-        square = delta * delta
-        central[0, j] = shift[j] + delta
-        m2 = s2 - twice
-        m4 = s4 - 4 * delta * s3 + 6 * square * s2 - 3 * square * twice
-        central[1, j] = 0.0 if m2 < 0 else m2
-        central[2, j] = s3 - 3 * delta * s2 + 2 * delta * twice
-        central[3, j] = 0.0 if m4 < 0 else m4
-
-
-def pool_shifted(counts: Array, shift: Array, powers: Array) -> tuple[PowerSums, Array]:
-    """Power sums of each sequence over all its values, from sums by dim of powers of (x - shift).
-
-    With one centre c for all dims and e = shift - c, sum (x - c)^k follows from the binomial theorem.
+def sums_from_shifted(counts: Array, shift: Array, powers: Array) -> tuple[PowerSums, PowerSums, Array]:
+    """Central power sums from sums of powers of (x - shift), by sequence and dim.
 
     Args:
         counts: [B] tokens of each sequence.
         shift: [d].
-        powers: [4, B, d].
+        powers: [4, B, d], sums of the first to fourth powers.
 
     Returns:
-        [B] sums, and [B] the size of the terms that made m4: where m4 is far smaller, they cancelled.
+        [d] sums of each dim over all sequences; [B] sums of each sequence over all dims; and [B] the size of the
+        terms that made the latter's m4: where m4 is far smaller, they cancelled.
     """
-    centre = float(shift.mean())
-    about_centre = np.zeros((5, len(counts)))
-    _move_centre(counts, shift - centre, powers, about_centre)
-    total = counts * len(shift)
-    return from_shifted(total, np.full(len(counts), centre), about_centre[:4]), about_centre[4]
+    by_dim, pooled = np.zeros((4, len(shift))), np.zeros((5, len(counts)))
+    _centralise(counts, shift, powers, by_dim, pooled)
+    return PowerSums(float(counts.sum()), *by_dim), PowerSums(counts * len(shift), *pooled[:4]), pooled[4]
 
 
 @compiled
-def _move_centre(counts: Array, e: Array, powers: Array, result: Array) -> None:
-    """Into ``result`` [5, B], sums over all dims of powers of (x - c), and the two extreme terms of the fourth."""
+def _centralise(counts: Array, shift: Array, powers: Array, by_dim: Array, pooled: Array) -> None:
+    """Into zeros ``by_dim`` [4, d] and ``pooled`` [5, B]: mean, m2, m3, m4, and the terms of the pooled m4.
+
+    With one centre c for all dims and e = shift - c, sum (x - c)^k follows from the binomial theorem.
+    """
+    centre = shift.mean()
     for b in range(len(counts)):
         n = counts[b]
-        for j in range(len(e)):
+        p1 = p2 = p3 = p4 = terms = 0.0
+        for j in range(len(shift)):
             s1, s2, s3, s4 = powers[0, b, j], powers[1, b, j], powers[2, b, j], powers[3, b, j]
-            e1 = e[j]
+            by_dim[0, j] += s1
+            by_dim[1, j] += s2
+            by_dim[2, j] += s3
+            by_dim[3, j] += s4
+            e1 = shift[j] - centre
             e2 = e1 * e1
-            result[0, b] += s1 + n * e1
-            result[1, b] += s2 + 2 * e1 * s1 + n * e2
-            result[2, b] += s3 + 3 * e1 * s2 + 3 * e2 * s1 + n * e2 * e1
-            result[3, b] += s4 + 4 * e1 * s3 + 6 * e2 * s2 + 4 * e2 * e1 * s1 + n * e2 * e2
-            result[4, b] += s4 + n * e2 * e2
+            p1 += s1 + n * e1
+            p2 += s2 + 2 * e1 * s1 + n * e2
+            p3 += s3 + 3 * e1 * s2 + 3 * e2 * s1 + n * e2 * e1
+            p4 += s4 + 4 * e1 * s3 + 6 * e2 * s2 + 4 * e2 * e1 * s1 + n * e2 * e2
+            terms += s4 + n * e2 * e2
+        pooled[0, b], pooled[1, b], pooled[2, b], pooled[3, b] = _central(
+            n * len(shift), centre, p1, p2, p3, p4
+        )
+        pooled[4, b] = terms
+    total = counts.sum()
+    for j in range(len(shift)):
+        by_dim[0, j], by_dim[1, j], by_dim[2, j], by_dim[3, j] = _central(
+            total, shift[j], by_dim[0, j], by_dim[1, j], by_dim[2, j], by_dim[3, j]
+        )
+
+
+@compiled
+def _central(
+    n: float, shift: float, s1: float, s2: float, s3: float, s4: float
+) -> tuple[float, float, float, float]:
+    """Mean, m2, m3, m4 from n values and their sums of powers of (x - shift)."""
+    delta = s1 / max(n, 1.0)  # mean - shift
+    twice = delta * s1  # n delta^2
+    square = delta * delta
+    m2 = s2 - twice
+    m3 = s3 - 3 * delta * s2 + 2 * delta * twice
+    m4 = s4 - 4 * delta * s3 + 6 * square * s2 - 3 * square * twice
+    return shift + delta, 0.0 if m2 < 0 else m2, m3, 0.0 if m4 < 0 else m4
 
 
 def over_dims(sums: PowerSums) -> PowerSums:
