@@ -291,10 +291,6 @@ def main() -> None:
         typer.echo(f"outlierscope: {error}", err=True)
         code = EXIT_FAILURE
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo(
-            "outlierscope: interrupted; a scan that had begun goes on with the same command and --resume",
-            err=True,
-        )
         code = EXIT_INTERRUPTED
     except Exception as error:
         # Typer's own usage errors carry their exit code and a message; all else is a failure with its traceback.
@@ -302,4 +298,10 @@ def main() -> None:
             raise
         typer.echo(f"outlierscope: {error.format_message()} (see outlierscope --help)", err=True)
         code = EXIT_USAGE
+    # Typer turns Ctrl-C into this code by itself.
+    if code == EXIT_INTERRUPTED:
+        typer.echo(
+            "outlierscope: interrupted; a scan that had begun goes on with the same command and --resume",
+            err=True,
+        )
     sys.exit(code)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+import outlierscope
 from outlierscope.criteria.attention import Sink, SystematicAttention
 from outlierscope.criteria.attention_summary import summarize_attention
 from outlierscope.criteria.idle_heads import NoOpHead, ValueDrain
+from outlierscope.scanning.feeding import corpus_for
+from outlierscope.scanning.settings import ScanSettings
 from tests.criteria.attention_evidence import evidence_of_model, findings, model_batch
 from tests.model.attention.models import hand_made_anatomy
 
@@ -154,6 +160,85 @@ def test_value_drain_of_minilm(minilm):
                     expected[layer, head] = mean
     assert expected
     assert {(row.layer, row.head): row.score for row in rows} == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def scanned(minilm_folder, shared_data):
+    """A whole scan of MiniLM: (scan, per sequence its token ids, its patterns [H, T, T] by layer)."""
+    text = shared_data("text", "bronte.txt").read_text(encoding="utf-8")
+    documents = [text[:9_000], text[9_000:9_700], text[10_000:12_500]]
+    settings = ScanSettings(tokens=4096, length=256, batch_size=4, exact=True, only=("attention",))
+    model = outlierscope.load(minilm_folder)
+    batches = list(corpus_for(model, settings, documents).batches())
+    plain = AutoModel.from_pretrained(minilm_folder, attn_implementation="eager").eval()
+    sequences = []
+    with torch.no_grad():
+        for batch in batches:
+            attentions = plain(**batch.inputs, output_attentions=True).attentions
+            for row, real in enumerate(batch.real):
+                patterns = [pattern[row][:, real][:, :, real].double() for pattern in attentions]
+                sequences.append((batch.token_ids[row, real], patterns))
+    return outlierscope.scan(model, documents, settings=settings), sequences
+
+
+def rows_of(scan, criterion):
+    return [row for row in scan.findings.to_pylist() if row["criterion"] == criterion]
+
+
+def test_sinks_of_a_whole_scan(scanned):
+    scan, sequences = scanned
+    assert scan.evidence.anatomy.proved is True
+    # Padded sequences and short ones are among them; none is too short to be judged.
+    assert len({len(ids) for ids, _ in sequences}) >= 3
+    assert min(len(ids) for ids, _ in sequences) >= 16
+    with_sink, alphas, tokens = Counter(), {}, {}
+    for ids, patterns in sequences:
+        for layer, pattern in enumerate(patterns):
+            alpha = pattern.mean(1)  # [H, T]: every query sees every key
+            for head, key in (alpha > 0.3).nonzero().tolist():
+                alphas.setdefault((layer, head), []).append(float(alpha[head, key]))
+                tokens.setdefault((layer, head), Counter())[int(ids[key])] += 1
+            for head in range(12):
+                with_sink[layer, head] += bool((alpha[head] > 0.3).any())
+    expected = {
+        key: count / len(sequences) for key, count in with_sink.items() if 2 * count >= len(sequences)
+    }
+    found = {(row["layer"], row["head"]): row for row in rows_of(scan, "sink")}
+    assert len(expected) >= 5
+    assert {key: row["score"] for key, row in found.items()} == pytest.approx(expected)
+    for key, row in found.items():
+        assert row["count"] == len(alphas[key])
+        assert row["value"] == pytest.approx(np.mean(alphas[key]), rel=1e-4)
+        assert tokens[key][row["token_id"]] == max(tokens[key].values())
+        assert row["module"] == f"encoder.layer.{row['layer']}.attention.self"
+
+
+def test_systematic_attention_of_a_whole_scan(scanned):
+    scan, sequences = scanned
+    judged = [(ids, patterns) for ids, patterns in sequences if len(ids) >= 256]
+    assert 0 < len(judged) < len(sequences)
+    shares, by_head, with_any = {}, {}, Counter()
+    for ids, patterns in judged:
+        for layer, pattern in enumerate(patterns):
+            received = pattern.sum(1) / len(ids)  # [H, T]
+            above = (received.mean(0) >= 0.1).nonzero().flatten().tolist()
+            with_any[layer] += bool(above)
+            for key in above:
+                shares.setdefault((layer, int(ids[key])), []).append(float(received[:, key].mean()))
+                by_head.setdefault(layer, []).append(received[:, key])
+    rows = rows_of(scan, "systematic_attention")
+    assert shares
+    assert {(row["layer"], row["token_id"]): row["count"] for row in rows} == {
+        key: len(found) for key, found in shares.items()
+    }
+    for row in rows:
+        assert row["score"] == pytest.approx(np.mean(shares[row["layer"], row["token_id"]]), rel=1e-4)
+        mean = torch.stack(by_head[row["layer"]]).mean(0)  # [H]
+        assert json.loads(row["extra"])["by_head"] == pytest.approx(mean.tolist(), rel=1e-4)
+        assert row["head"] == int(mean.argmax())
+        assert row["share_sequences"] == with_any[row["layer"]] / len(judged)
+        assert json.loads(row["rule"])["judged_sequences"] == len(judged)
+        assert json.loads(row["rule"])["too_short"] == len(sequences) - len(judged)
 
 
 @pytest.fixture(scope="module")

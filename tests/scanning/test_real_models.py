@@ -1,8 +1,11 @@
 """What a scan must find in real models, and must not find in the healthy one."""
 
 import pytest
+import torch
 
 import outlierscope as osc
+from outlierscope.reporting.heads import head_figures
+from outlierscope.scanning.feeding import corpus_for
 
 
 def rows(scan, criterion):
@@ -56,15 +59,36 @@ def test_vit_dim_41_from_layer_7_on(shared_model, shared_data):
     assert {row["token_class"] for row in found} <= {"cls", "border", "inner"}
 
 
+def direct_sinks(model, sequences):
+    """(layer, head) -> (share of the sequences with a sink, mean alpha of the sinks), from returned attentions.
+
+    A plain pass over the first 64 tokens; only keys that at least half of its queries can see are looked at.
+    """
+    model.set_attn_implementation("eager")
+    corner = torch.stack([ids[:64] for ids in sequences])
+    with torch.no_grad():
+        attentions = model(corner, output_attentions=True, logits_to_keep=1).attentions
+    found = {}
+    for layer, pattern in enumerate(attentions):
+        alpha = (pattern.double().sum(2) / torch.arange(64, 0, -1))[..., :33]  # [B, H, K]
+        above = alpha > 0.3
+        share = above.any(2).double().mean(0)  # [H]
+        for head in (share >= 0.5).nonzero().flatten().tolist():
+            found[layer, head] = (float(share[head]), float(alpha[:, head][above[:, head]].mean()))
+    return found
+
+
 @pytest.mark.slow
 def test_gemma_dims_400_and_163_at_bos(gemma_folder, shared_data):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     live = AutoModelForCausalLM.from_pretrained(gemma_folder)
     model = osc.wrap(live, AutoTokenizer.from_pretrained(gemma_folder))
-    scan = osc.scan(
-        model, shared_data("text", "wikitext2.valid.tokens").read_text()[:40_000].splitlines(), tokens=4096
-    )
+    text = shared_data("text", "wikitext2.valid.tokens").read_text(encoding="utf-8")[:40_000]
+    settings = osc.ScanSettings(tokens=4096)
+    documents = [text]
+    token_ids = [ids for batch in corpus_for(model, settings, documents).batches() for ids in batch.token_ids]
+    scan = osc.scan(model, documents, settings=settings)
     found = [row for row in rows(scan, "massive") if row["token"] == "<bos>"]
     peaks = {}
     for row in found:
@@ -74,8 +98,19 @@ def test_gemma_dims_400_and_163_at_bos(gemma_folder, shared_data):
     assert abs(peaks[163, 14]) == pytest.approx(103_800, rel=0.02)
     assert abs(peaks[163, 16]) == pytest.approx(82_700, rel=0.02)
     assert all(row["module"].startswith("model.layers.") for row in found)
-    sinks = [row for row in rows(scan, "sink") if row["token"] == "<bos>"]
-    assert max(row["value"] for row in sinks) > 0.7
+    sinks = rows(scan, "sink")
+    expected = direct_sinks(live, token_ids)
+    assert len(expected) >= 10
+    assert {(row["layer"], row["head"]) for row in sinks} == expected.keys()
+    for row in sinks:
+        assert (row["score"], row["value"]) == pytest.approx(expected[row["layer"], row["head"]], rel=1e-3)
+    # The heads that the summary names: those that give it most.
+    most = sorted(expected, key=lambda head: -expected[head][1])[:3]
+    (summary,) = head_figures(scan)
+    assert [(row["layer"], row["head"]) for row in summary["strongest"]] == most
+    assert all(row["token"] == "<bos>" for row in summary["strongest"])
+    assert summary["strongest"][0]["value"] > 0.7
+    assert (summary["heads"], summary["sink_heads"]) == (72, len(expected))
     overflow = rows(scan, "float16")
     assert overflow[0]["dim"] == 163
     assert overflow[0]["token"] == "<bos>"

@@ -4,16 +4,39 @@ import json
 
 import pytest
 import torch
+from pyarrow import parquet
+from safetensors import safe_open
 
 import outlierscope as osc
 from outlierscope.errors import UserError
+from outlierscope.scanning.findings import SCHEMA
 from outlierscope.scanning.store import checksum
+from tests.model.tiny import tiny_bert, tiny_gpt2, tiny_llama
 
 TEXTS = [
     "Once upon a time, there was a cat. " * 20,
     "The dog said: hello! " * 30,
     "One day they went out. " * 25,
 ]
+
+KEYS = [
+    "format",
+    "state",
+    "written",
+    "model",
+    "corpus",
+    "settings",
+    "criteria",
+    "module_prefix",
+    "anatomy",
+    "self_check",
+    "read",
+    "nonfinite",
+    "not_observed",
+    "identity",
+    "files",
+]
+"""Keys of scan.json, in the order of docs/schema.md."""
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +49,22 @@ def scan(model, tmp_path_factory):
     return osc.scan(model, TEXTS, tokens=1000, length=128, out=tmp_path_factory.mktemp("scan") / "folder")
 
 
-def test_folder_holds_what_the_schema_says(scan):
-    names = {path.name for path in scan.folder.iterdir()}
+@pytest.fixture(scope="module", params=["stories260k", tiny_llama, tiny_bert, tiny_gpt2])
+def any_scan(request, tmp_path_factory):
+    """Of a real model and texts, or of a random one without a tokenizer and lists of token ids."""
+    if request.param == "stories260k":
+        return request.getfixturevalue("scan")
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(1, 64, (length,), generator=generator).tolist() for length in (30, 17, 30, 24) * 3]
+    out = tmp_path_factory.mktemp("tiny") / "folder"
+    # A low threshold, so that there are findings.
+    return osc.scan(
+        osc.wrap(request.param()), ids, tokens=280, out=out, thresholds={"six_sigma": {"sigma": 3.0}}
+    )
+
+
+def test_folder_holds_what_the_schema_says(any_scan):
+    names = {path.name for path in any_scan.folder.iterdir()}
     assert names == {
         "scan.json",
         "findings.parquet",
@@ -36,28 +73,43 @@ def test_folder_holds_what_the_schema_says(scan):
         "examples-00000.safetensors",
         "report.html",
     }
-    manifest = json.loads((scan.folder / "scan.json").read_text())
+    manifest = json.loads((any_scan.folder / "scan.json").read_text())
+    assert list(manifest) == KEYS
     assert manifest["state"] == "complete"
-    assert manifest["files"] == {name: checksum(scan.folder / name) for name in names - {"scan.json"}}
+    assert manifest["files"] == {name: checksum(any_scan.folder / name) for name in names - {"scan.json"}}
     assert manifest["anatomy"]["proved"] is True
-    assert manifest["read"]["tokens"] == scan.evidence.corpus.tokens > 0
+    assert manifest["read"]["tokens"] == any_scan.evidence.corpus.tokens >= 280
     assert manifest["self_check"]["fast"] <= 2e-6
     assert manifest["model"]["fingerprint"]
     assert {"what": "generation"}.items() <= manifest["not_observed"][-1].items()
+    findings = parquet.read_table(any_scan.folder / "findings.parquet")
+    assert findings.schema.equals(SCHEMA)
+    assert findings.num_rows > 0
+    with safe_open(any_scan.folder / "stats-00000.safetensors", "pt") as file:
+        stored = {name.partition("/")[0] for name in file.keys()}  # noqa: SIM118
+    assert stored == {f"{site}.{stat.name}" for site, stat in any_scan.evidence.measurements}
+    with safe_open(any_scan.folder / "examples-00000.safetensors", "pt") as file:
+        offsets, ids = file.get_tensor("offsets"), file.get_tensor("ids")
+        assert {"ids", "offsets", "sequences"} <= set(file.keys())
+    assert int(offsets[-1]) == len(ids)
 
 
-def test_opened_scan_equals_the_written_one(scan):
-    opened = osc.Scan.open(scan.folder)
-    assert opened.findings.equals(scan.findings)
-    first, second = opened.evidence.measurements.state(), scan.evidence.measurements.state()
+def test_opened_scan_equals_the_written_one(any_scan):
+    opened = osc.Scan.open(any_scan.folder)
+    assert opened.findings.equals(any_scan.findings)
+    first, second = opened.evidence.measurements.state(), any_scan.evidence.measurements.state()
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert opened.evidence.anatomy == scan.evidence.anatomy
+    assert opened.evidence.anatomy == any_scan.evidence.anatomy
     assert [item.parameter for item in opened.evidence.weights] == [
-        item.parameter for item in scan.evidence.weights
+        item.parameter for item in any_scan.evidence.weights
     ]
+    assert opened.examples.keys() == any_scan.examples.keys()
+    (stack,) = opened.evidence.anatomy.stacks.values()
+    last = len(stack.layers) - 1
     assert torch.equal(
-        opened.stat("resid_post", "moments", layer=3).mean, scan.stat("resid_pre", "moments", layer=4).mean
+        opened.stat("resid_post", "moments", layer=last - 1).mean,
+        any_scan.stat("resid_pre", "moments", layer=last).mean,
     ), "resid_pre of a block is resid_post of the one before"
 
 

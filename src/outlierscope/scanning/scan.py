@@ -120,6 +120,7 @@ class Scan:
         folder = Path(folder)
         check_folder(folder, overwrite=overwrite)
         (folder / MANIFEST).unlink(missing_ok=True)
+        clear_half_written(folder)
         tensors, described = summaries_to_tensors(self.evidence.weights)
         files = {
             STATS: write_tensors(folder / STATS, self.evidence.measurements.state()),
@@ -235,7 +236,15 @@ def clear_folder(folder: Path) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in (FINDINGS, REPORT, STATS, WEIGHTS, EXAMPLES):
         (folder / name).unlink(missing_ok=True)
+    clear_half_written(folder)
     discard_progress(folder)
+
+
+def clear_half_written(folder: Path) -> None:
+    """Remove what a kill in the middle of a write left behind."""
+    for path in folder.glob(".*"):
+        if path.is_file() and _is_of_a_scan(path):
+            path.unlink()
 
 
 def _is_of_a_scan(path: Path) -> bool:
