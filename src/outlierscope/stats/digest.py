@@ -27,7 +27,6 @@ LOCATED = 32
 TINY_VARIANCE = 1e-16
 """Below this variance fourth powers leave the normal range of float32."""
 
-
 CANCELLED = 0.01
 """A sequence's m4 below this share of the terms that make it is computed again in float64."""
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 COUNTERS = ("sequences", "sequences_with_any", "tokens", "tokens_with_any", "count", "carried")
 TABLES = ("by_dim", "by_dim_class", "positions", "sequences_by_dim")
 
-
 WAITING = 10_000
 """Rows of pairs that wait, at least, before they are grouped."""
 
@@ -80,10 +79,13 @@ class Events(Stat["Observation"]):
     @property
     def pairs(self) -> Pairs:
         """Events by (dim, token id), each with its strongest."""
+        self._group()
+        return self._grouped
+
+    def _group(self) -> None:
         if self._waiting:
             self._grouped = Pairs.grouped(self._grouped, *self._waiting)
             self._waiting, self._rows_waiting = [], 0
-        return self._grouped
 
     @override
     def fresh(self) -> Events:
@@ -153,7 +155,7 @@ class Events(Stat["Observation"]):
             self._waiting.append(pairs)
             self._rows_waiting += len(pairs)
             if self._rows_waiting > WAITING + len(self._grouped):
-                self._grouped = self.pairs
+                self._group()
 
     @override
     def state(self) -> dict[str, Tensor]:

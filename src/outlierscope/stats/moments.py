@@ -44,7 +44,7 @@ def _empty() -> Tensor:
 
 @dataclass
 class Moments(Stat["Observation"]):
-    """Moments by dim; everything [d] float64 (empty before the first batch).
+    """Moments by dim; all but the two counts [d] float64 (empty before the first batch).
 
     Attributes:
         count: tokens.

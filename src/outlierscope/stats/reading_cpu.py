@@ -57,7 +57,7 @@ def _read_part(
         powers: [4, d], zeros; added to.
         slot_low: [s, d], written.
         slot_high: [s, d], written.
-        token_absmax: [N], zeros; written from the first of the slots on.
+        token_absmax: [N] of all rows, zeros; written at the places of the part's rows.
     """
     dims = flat.shape[1]
     low, high = np.empty(TILE, np.float32), np.empty(TILE, np.float32)

@@ -44,7 +44,7 @@ class Plan:
         return np.diff(self.slot_start)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=2)  # the batch at hand, and what is left of it where values are not finite
 def plan_reading(order: TokenOrder) -> Plan:
     """Cut a batch; computed once for all of its sites."""
     owners, part_start = [], [0]

@@ -24,11 +24,11 @@ class SequenceSummaries(Stat["Observation"]):
     ``inf_norm`` is max abs(x); ``kurtosis`` is mean((x - mean)^4) / std^4 with the unbiased std, not excess.
 
     Attributes:
-        count: sequences with at least one token and more than one value.
+        count: sequences with at least one token.
         inf_norm_mean: mean over sequences.
         inf_norm_m2: sum of squared deviations from that mean.
         inf_norm_max: largest.
-        kurtosis_count: sequences whose values are not all equal.
+        kurtosis_count: sequences of more than one value, not all equal.
         kurtosis_mean: mean over those.
         kurtosis_m2: sum of squared deviations from that mean.
     """
@@ -55,7 +55,7 @@ class SequenceSummaries(Stat["Observation"]):
         pooled = seen.digest.pooled
         inf_norms = seen.digest.inf_norms.tolist()
         figures = list(
-            zip(np.atleast_1d(pooled.count).tolist(), pooled.m2.tolist(), pooled.m4.tolist(), strict=True)
+            zip(np.asarray(pooled.count).tolist(), pooled.m2.tolist(), pooled.m4.tolist(), strict=True)
         )
         kurtoses = [m4 / n * ((n - 1) / m2) ** 2 for n, m2, m4 in figures if n > 1 and m2 > 0]
         inf_norms = [inf_norms[sequence] for sequence in seen.filled]

@@ -15,8 +15,9 @@ class Stat(ABC, Generic[Seen]):
     """One statistic of one site.
 
     The contract: for any split of a corpus into whole sequences, merging the statistics of the parts gives the
-    statistic of the whole (counts exactly, moments to 1e-9). A subclass is a dataclass whose fields are its
-    parameters (thresholds) and its state (tensors on the CPU).
+    statistic of the whole: counts exactly, merged moments to 1e-9 of Chan's formulas in float64, the same sequences
+    in other batches to the float32 arithmetic of a batch. Fields are its parameters (thresholds) and its state
+    (tensors on the CPU).
 
     ``Seen`` is what one update looks at: an ``Observation`` of a site's tensor, or an
     ``AttentionObservation`` of one layer's attention.

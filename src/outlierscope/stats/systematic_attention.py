@@ -42,13 +42,13 @@ class SystematicAttention(Stat["AttentionObservation"]):
             T <= 10, and ordinary models do at 64 tokens.
         sequences: sequences judged.
         short: sequences not judged.
-        with_any: sequences with at least one key above ``ratio``.
+        with_any: sequences with at least one key of at least ``ratio``.
         with_any_normalised: the same in the normalised form.
-        count: keys above ``ratio``.
+        count: keys of at least ``ratio``.
         count_normalised: the same in the normalised form.
-        positions: [BUCKETS] int64 keys above ``ratio`` by bucket of their position.
+        positions: [BUCKETS] int64 keys of at least ``ratio`` by bucket of their position.
         mass: [H] float64, sum over those keys of each head's share c_k / T.
-        pairs: per (token class, token id) the number of keys above ``ratio``, with the sums of c_k / T, of
+        pairs: per (token class, token id) the number of keys of at least ``ratio``, with the sums of c_k / T, of
             alpha_k and of how many of them are also above it in the normalised form.
     """
 
