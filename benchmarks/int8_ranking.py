@@ -11,7 +11,7 @@ unquantized one. Measured are
   the first order is gone, stands beside the plain increase.
 
     python benchmarks/int8_ranking.py                              # the demo model on the embedded corpus
-    python benchmarks/int8_ranking.py MODEL --data FILE --scan-tokens 32768 --tokens 4096
+    python benchmarks/int8_ranking.py MODEL --data FILE --scan-tokens 32768 --tokens 4096 [--one-sided]
 
 It prints one row per input, predicted and measured, and the Spearman correlations.
 """
@@ -148,8 +148,10 @@ def measure(
     settings: ScanSettings,
     data: str | None,
     inputs: list[tuple[LinearInput, list[str]]],
+    *,
+    mirrored: bool,
 ) -> Iterator[list[Measured]]:
-    """Every input alone; what was measured so far after each batch."""
+    """Every input alone, with its rounding errors reversed too if ``mirrored``; what was measured after each batch."""
     measured = [Measured() for _ in inputs]
     corpus = corpus_for(observed, settings, data)
     start, tokens = time.monotonic(), 0
@@ -164,10 +166,12 @@ def measure(
             result.pooled_error += float((output.pooled - plain.pooled).double().square().sum())
             result.pooled_energy += float(plain.pooled.double().square().sum())
             if output.loss is not None and plain.loss is not None:
+                result.loss += (output.loss - plain.loss).tolist()
+                if not mirrored:
+                    continue
                 with quantized(observed.full, names, item.step, sign=-1):
                     other = run(observed, batch.inputs, batch.real)
                 assert other.loss is not None  # noqa: S101  (as before)
-                result.loss += (output.loss - plain.loss).tolist()
                 result.reversed_loss += (other.loss - plain.loss).tolist()
         tokens += batch.tokens
         print(f"measured on {tokens} tokens, {time.monotonic() - start:.0f} s", flush=True)
@@ -176,34 +180,31 @@ def measure(
 
 def report(inputs: list[tuple[LinearInput, list[str]]], measured: list[Measured]) -> None:
     """The table and the correlations."""
-    has_loss = bool(measured[0].loss)
+    losses = {"increase of the loss": [result.loss for result in measured]} if measured[0].loss else {}
+    if measured[0].reversed_loss:
+        losses["increase of the loss, mirrored"] = [result.mirrored_loss for result in measured]
     header = f"{'input':20} {'predicted':>10} {'SQNR dB':>8} {'hidden':>9} {'pooled':>9}"
-    print(header + (f" {'loss':>9} {'+-':>8} {'mirrored':>9} {'+-':>8}" if has_loss else ""))
-    for (item, _), result in zip(inputs, measured, strict=True):
+    columns = ("loss", "mirrored")[: len(losses)]
+    print(header + "".join(f" {column:>9} {'+-':>8}" for column in columns))
+    for row, ((item, _), result) in enumerate(zip(inputs, measured, strict=True)):
         line = f"{item.site!s:20} {item.damage:10.2e} {item.sqnr:8.1f}"
         line += f" {result.hidden_change:9.2e} {result.pooled_change:9.2e}"
-        if has_loss:
-            for values in (result.loss, result.mirrored_loss):
-                line += f" {mean(values):+9.5f} {standard_error(values):8.5f}"
+        for rows in losses.values():
+            line += f" {mean(rows[row]):+9.5f} {standard_error(rows[row]):8.5f}"
         print(line)
     predicted = [item.damage for item, _ in inputs]
     figures = {
         "change of the last hidden state": [result.hidden_change for result in measured],
         "change of its mean over the tokens": [result.pooled_change for result in measured],
     }
-    if has_loss:
-        figures["increase of the loss"] = [mean(result.loss) for result in measured]
-        figures["increase of the loss, mirrored"] = [mean(result.mirrored_loss) for result in measured]
+    figures |= {name: [mean(one) for one in rows] for name, rows in losses.items()}
     print("\nSpearman correlation of the predicted damage with the measured")
     for name, values in figures.items():
         print(f"  {name:36} {spearmanr(predicted, values).statistic:.3f}  (n = {len(values)})")
-    if has_loss:
+    if losses:
         half = len(measured[0].loss) // 2
         print("\nHow far the two halves of the tokens agree on the ranking")
-        for name, rows in (
-            ("increase of the loss", [result.loss for result in measured]),
-            ("increase of the loss, mirrored", [result.mirrored_loss for result in measured]),
-        ):
+        for name, rows in losses.items():
             halves = [mean(row[:half]) for row in rows], [mean(row[half:]) for row in rows]
             print(f"  {name:36} {spearmanr(*halves).statistic:.3f}")
 
@@ -219,6 +220,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of the measurement")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument(
+        "--one-sided", action="store_true", help="do not reverse rounding errors; half the time"
+    )
     parser.add_argument("--save", type=Path, help="write the measured figures as JSON, batch by batch")
     parser.add_argument("--measured", type=Path, help="take them from such a file instead of measuring")
     options = parser.parse_args()
@@ -244,7 +248,7 @@ def main() -> None:
         stored = json.loads(options.measured.read_text())
         measured = [Measured(**stored[str(item.site)]) for item, _ in inputs]
     else:
-        for measured in measure(observed, settings, options.data, inputs):
+        for measured in measure(observed, settings, options.data, inputs, mirrored=not options.one_sided):
             if options.save:
                 rows = {str(item.site): asdict(row) for (item, _), row in zip(inputs, measured, strict=True)}
                 options.save.write_text(json.dumps(rows))
