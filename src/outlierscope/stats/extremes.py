@@ -7,38 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from outlierscope.stats.compiled import compiled
 from outlierscope.stats.digest import first_located
+from outlierscope.stats.records import NONE, Found, locate, mark_winners, put_records
 from outlierscope.stats.stat import Stat
 
 if TYPE_CHECKING:
     from outlierscope.stats.observation import Observation
 
-NONE = -1
-"""Sequence, position and token where a class has not been seen."""
-
-Indices = NDArray[np.int64]
-
 
 def _integers(*shape: int) -> Tensor:
     return torch.zeros(*shape, dtype=torch.int64)
-
-
-@dataclass
-class Found:
-    """Located values [K] of a tensor of ``dims`` dims, at most one for each (token class, dim)."""
-
-    dims: int
-    token_class: Indices
-    dim: Indices
-    value: NDArray[np.float32]
-    sequence: Indices
-    position: Indices
-    token: Indices
 
 
 @dataclass
@@ -152,29 +133,21 @@ class Extremes(Stat["Observation"]):
         wins = np.empty(low.shape, dtype=np.bool_)
         # An equal value wins over one of a later sequence.
         ties = self._last > int(seen.batch.sequence_ids.min())
-        if not _mark_winners(low, high, plan.slot_class, self._bar.numpy(), ties, wins):
+        if not mark_winners(low, high, plan.slot_class, self._bar.numpy(), ties, wins):
             return None
         slot, dim = wins.nonzero()  # [W]
-        return _locate(seen, slot, dim, np.maximum(high[slot, dim], -low[slot, dim]))
+        return locate(seen, slot, dim, np.maximum(high[slot, dim], -low[slot, dim]))
 
     def _record(self, found: Found) -> None:
         """Take over what surpasses the records; never in place, as others may hold the same tables."""
         self._make_room(found.dims)
         tables = (self.value, self.sequence, self.position, self.token)
-        value, sequence, position, token = (table.numpy().reshape(-1) for table in tables)
-        cell = found.token_class * found.dims + found.dim
-        old, new, since = np.abs(value[cell]), np.abs(found.value), sequence[cell]
-        earlier = (found.sequence < since) | ((found.sequence == since) & (found.position < position[cell]))
-        wins = (since == NONE) | (new > old) | ((new == old) & earlier)
-        if not wins.any():
+        copies = [table.numpy().reshape(-1).copy() for table in tables]
+        if not put_records(copies, found):
             return
-        cell = cell[wins]
-        value, sequence, position, token = value.copy(), sequence.copy(), position.copy(), token.copy()
-        value[cell], sequence[cell] = found.value[wins], found.sequence[wins]
-        position[cell], token[cell] = found.position[wins], found.token[wins]
         shape = self.value.shape
         self.value, self.sequence, self.position, self.token = (
-            torch.from_numpy(table).view(shape) for table in (value, sequence, position, token)
+            torch.from_numpy(copy).view(shape) for copy in copies
         )
         self._bar = None
 
@@ -208,87 +181,3 @@ PARTIAL = (
     "extremes that were gathered against the records of one statistic can only be merged into that one "
     "(or with others gathered against it)"
 )
-
-
-@compiled
-def _mark_winners(
-    low: NDArray[np.float32],
-    high: NDArray[np.float32],
-    slot_class: Indices,
-    bar: NDArray[np.float32],
-    ties: bool,
-    wins: NDArray[np.bool_],
-) -> bool:
-    """Mark in ``wins`` [S, d] the magnitudes above ``bar`` [C, d] that are the largest of their class and dim.
-
-    Args:
-        low: [S, d] smallest value of each slot.
-        high: [S, d] largest.
-        slot_class: [S].
-        bar: the largest magnitudes so far.
-        ties: whether reaching the bar is enough.
-        wins: written.
-
-    Returns:
-        Whether any is marked.
-    """
-    best = bar.copy()
-    for slot in range(len(low)):
-        most = best[slot_class[slot]]
-        for dim in range(low.shape[1]):
-            peak = max(high[slot, dim], -low[slot, dim])
-            most[dim] = peak if peak > most[dim] else most[dim]
-    found = False
-    for slot in range(len(low)):
-        most, least = best[slot_class[slot]], bar[slot_class[slot]]
-        for dim in range(low.shape[1]):
-            peak = max(high[slot, dim], -low[slot, dim])
-            won = peak == most[dim] and (peak > least[dim] or ties)
-            wins[slot, dim] = won
-            found = found or won
-    return found
-
-
-@compiled
-def _find_places(
-    values: NDArray[np.float32],
-    at: Indices,
-    slot_start: Indices,
-    slot: Indices,
-    dim: Indices,
-    peak: NDArray[np.float32],
-    found: Indices,
-) -> None:
-    """Into ``found`` [W], the first place in each ``slot`` at which the magnitude in ``dim`` is ``peak``."""
-    for winner in range(len(slot)):
-        for place in range(slot_start[slot[winner]], slot_start[slot[winner] + 1]):
-            if abs(values[at[place], dim[winner]]) == peak[winner]:
-                found[winner] = place
-                break
-
-
-def _locate(seen: Observation, slot: Indices, dim: Indices, peak: NDArray[np.float32]) -> Found:
-    """Where the magnitudes ``peak`` [W] stand in the rows of their slots; the first of each (class, dim)."""
-    plan, order = seen.digest.plan, seen.digest.order
-    length, dims = order.shape[1], seen.tensor.shape[2]
-    # On a GPU this copies the tensor, which only batches with new records do: most of them come early.
-    values, at = seen.at_hand(order.rows)
-    place = np.empty_like(slot)  # [W], in order.rows
-    _find_places(values, at, plan.slot_start, slot, dim, peak, place)
-    row = order.rows.numpy()[place]
-    # Of equal values the first by (sequence id, place) is the one.
-    ids = seen.batch.sequence_ids.cpu().numpy()
-    cell = plan.slot_class[slot] * dims + dim
-    by_cell = np.lexsort((row % length, ids[row // length], cell))
-    firsts = by_cell[np.flatnonzero(np.diff(cell[by_cell], prepend=-1))]
-    cell, row, place = cell[firsts], row[firsts], place[firsts]
-    dim = cell % dims
-    return Found(
-        dims,
-        cell // dims,
-        dim,
-        values[at[place], dim],
-        ids[row // length],
-        order.positions.numpy().reshape(-1)[row],
-        seen.batch.token_ids.cpu().numpy().reshape(-1)[row],
-    )
