@@ -179,3 +179,16 @@ def check_range(run, criterion):
     assert sorted(found) == sorted(expected)
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
     return len(rows)
+
+
+def no_op_figures(rows):
+    """(layer, head) -> share of idle queries and the three figures, of rows of ``no_op_head``."""
+    return {
+        (row.layer, row.head): [
+            row.score,
+            row.value,
+            row.extra["value_norm_ratio"],
+            row.extra["output_ratio"],
+        ]
+        for row in rows
+    }

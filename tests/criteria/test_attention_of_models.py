@@ -17,6 +17,7 @@ from outlierscope.criteria.idle_heads import NoOpHead, ValueDrain
 from outlierscope.scanning.feeding import corpus_for
 from outlierscope.scanning.settings import ScanSettings
 from tests.criteria.attention_evidence import evidence_of_model, findings, model_batch
+from tests.criteria.direct import no_op_figures
 from tests.model.attention.models import hand_made_anatomy
 
 CRITERIA = (SystematicAttention(), Sink(), NoOpHead(), ValueDrain())
@@ -128,15 +129,7 @@ def test_no_op_heads_of_minilm(minilm):
                     float(output_ratio),
                 ]
     assert expected
-    found = {
-        (row.layer, row.head): [
-            row.score,
-            row.value,
-            row.extra["value_norm_ratio"],
-            row.extra["output_ratio"],
-        ]
-        for row in rows
-    }
+    found = no_op_figures(rows)
     assert found.keys() == expected.keys()
     for name, figures in found.items():
         assert figures == pytest.approx(expected[name], rel=1e-3)

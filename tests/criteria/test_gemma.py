@@ -13,7 +13,7 @@ from outlierscope.criteria.idle_heads import NoOpHead, ValueDrain
 from outlierscope.scanning.feeding import corpus_for
 from outlierscope.scanning.settings import ScanSettings
 from tests.criteria.attention_evidence import findings
-from tests.criteria.direct import GEMMA, Direct, Run, check_range, massive_events
+from tests.criteria.direct import GEMMA, Direct, Run, check_range, massive_events, no_op_figures
 
 pytestmark = pytest.mark.slow
 
@@ -102,15 +102,7 @@ def test_no_op_heads(gemma):
     rows, refused = findings(NoOpHead(), gemma.scan.evidence)
     assert expected
     assert not refused
-    found = {
-        (row.layer, row.head): [
-            row.score,
-            row.value,
-            row.extra["value_norm_ratio"],
-            row.extra["output_ratio"],
-        ]
-        for row in rows
-    }
+    found = no_op_figures(rows)
     assert found.keys() == expected.keys()
     for key, figures in found.items():
         assert figures == pytest.approx(expected[key], rel=2e-3)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import outlierscope as osc
-from outlierscope.reporting.heads import head_figures
+from outlierscope.reporting.heads import attention_figures, attention_summaries
 from outlierscope.scanning.feeding import corpus_for
 
 
@@ -106,7 +106,7 @@ def test_gemma_dims_400_and_163_at_bos(gemma_folder, shared_data):
         assert (row["score"], row["value"]) == pytest.approx(expected[row["layer"], row["head"]], rel=1e-3)
     # The heads that the summary names: those that give it most.
     most = sorted(expected, key=lambda head: -expected[head][1])[:3]
-    (summary,) = head_figures(scan)
+    (summary,) = attention_figures(attention_summaries(scan))
     assert [(row["layer"], row["head"]) for row in summary["strongest"]] == most
     assert all(row["token"] == "<bos>" for row in summary["strongest"])
     assert summary["strongest"][0]["value"] > 0.7

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from outlierscope.scanning.scan import Scan
 
 
-def head_lines(scan: Scan) -> list[str]:
+def head_lines(scan: Scan, summaries: list[AttentionSummary]) -> list[str]:
     """How many heads do nothing, on which tokens, and whether that is usual."""
     if "attention" not in scan.manifest["settings"]["only"]:
         return []
-    lines = [line for summary in _summaries(scan) for line in sentences(summary)]
+    lines = [line for summary in summaries for line in sentences(summary)]
     if lines:
         return lines
     reasons = [row["why"] for row in scan.manifest["not_observed"] if row["what"] in ("sink", "no_op_head")]
@@ -48,7 +48,7 @@ def _key(row: Finding) -> str:
     return f"the {row.token_class} token" if row.token_class else "one key"
 
 
-def head_figures(scan: Scan) -> list[dict[str, Any]]:
+def attention_figures(summaries: list[AttentionSummary]) -> list[dict[str, Any]]:
     """The same in numbers, one entry per stack."""
     return [
         {
@@ -59,11 +59,12 @@ def head_figures(scan: Scan) -> list[dict[str, Any]]:
             "first_token_sink_rate": summary.first_token_rate,
             "strongest": [figures(vars(row)) for row in summary.strongest],
         }
-        for summary in _summaries(scan)
+        for summary in summaries
     ]
 
 
-def _summaries(scan: Scan) -> list[AttentionSummary]:
+def attention_summaries(scan: Scan) -> list[AttentionSummary]:
+    """One per stack whose attention was asked for and judged."""
     if "attention" not in scan.manifest["settings"]["only"]:
         return []
     criteria = choose_criteria(("attention",), scan.manifest["settings"]["thresholds"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -79,12 +78,8 @@ def outlier_lines(rows: list[Row]) -> list[OutlierLine]:
 
 
 def figures(row: Row) -> Row:
-    """What a finding says in numbers and names, without what does not apply; JSON knows no infinity."""
-    kept = {column: row[column] for column in FIGURES if row[column] is not None}
-    return {
-        column: None if isinstance(value, float) and not math.isfinite(value) else value
-        for column, value in kept.items()
-    }
+    """What a finding says in numbers and names, without what does not apply."""
+    return {column: row[column] for column in FIGURES if row[column] is not None}
 
 
 def _massive(rows: list[Row]) -> str:

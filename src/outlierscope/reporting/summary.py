@@ -6,14 +6,13 @@ reaches 100,000 looks alarming and is harmless for int8 linear layers, which nev
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.formats import RangeCriterion, Verdict
 from outlierscope.reporting.curves import head_rows, layer_rows, model_figures
-from outlierscope.reporting.heads import head_figures, head_lines
+from outlierscope.reporting.heads import attention_figures, attention_summaries, head_lines
 from outlierscope.reporting.outliers import OutlierLine, figures, outlier_lines
 from outlierscope.reporting.wording import counted, layers, number, quoted, share, some
 from outlierscope.scanning.settings import KINDS
@@ -44,7 +43,7 @@ class FormatLine:
         cause: what the word rests on.
         brief: the same in a few words, for the verdict.
         modules: full names of the modules concerned, most severe first.
-        figure: what the word rests on (see ``Verdict``); ``None`` when unknown or infinite.
+        figure: what the word rests on (see ``Verdict``); ``None`` when unknown.
         share: share of the predicted damage that the causes stand for.
         causes: the rows that are to blame, most severe first, in numbers and names.
     """
@@ -93,6 +92,7 @@ def summarize(scan: Scan) -> Summary:
     """Put a scan into words."""
     formats = _formats(scan)
     outliers = outlier_lines(scan.findings.to_pylist())
+    attention = attention_summaries(scan)
     model = scan.manifest["model"]
     stacks = scan.evidence.anatomy.stacks.values()
     shapes = [
@@ -110,8 +110,8 @@ def summarize(scan: Scan) -> Summary:
         verdict=_verdict(formats, outliers, scan),
         formats=formats,
         outliers=outliers,
-        heads=head_lines(scan),
-        attention=head_figures(scan),
+        heads=head_lines(scan, attention),
+        attention=attention_figures(attention),
         read=_read(scan),
         figures_read={
             name: scan.manifest["read"][name]
@@ -151,7 +151,7 @@ def _formats(scan: Scan) -> list[FormatLine]:
                 cause,
                 brief=_brief(scan, verdict),
                 modules=list(dict.fromkeys(modules)),
-                figure=verdict.figure if math.isfinite(verdict.figure) else None,
+                figure=verdict.figure,
                 share=verdict.share,
                 causes=[figures(vars(row)) for row in verdict.causes],
             )

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from outlierscope.scanning.store import finite
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -62,7 +64,7 @@ def print_summary(summary: Summary) -> None:
 
 def summary_json(summary: Summary) -> str:
     """The same for a program, with the figures that the sentences rest on."""
-    return json.dumps(asdict(summary), indent=1, ensure_ascii=False, allow_nan=False)
+    return json.dumps(finite(asdict(summary)), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def _heading(console: Console, title: str, remark: str = "") -> None:

@@ -38,7 +38,7 @@ def plan(anatomy: Anatomy, criteria: Iterable[Criterion], settings: ScanSettings
     _check_choice(anatomy, settings)
     measurements = Measurements()
     requirements: list[Requirement] = []
-    if {"activation", "format"} & set(settings.only):
+    if settings.keeps_sites:
         requirements += [Requirement(settings.sites, make) for make in EVERYWHERE]
         requirements.append(Requirement(LAYER_CURVES, TopMagnitudes))
     requirements += [requirement for criterion in criteria for requirement in criterion.requires()]

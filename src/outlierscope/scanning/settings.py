@@ -87,6 +87,11 @@ class ScanSettings:
         """Whether sites of this block are observed; sites outside of blocks always are."""
         return layer is None or self.layers is None or layer in self.layers
 
+    @property
+    def keeps_sites(self) -> bool:
+        """Whether statistics of every site are kept: attention and weights alone do not need them."""
+        return bool({"activation", "format"} & set(self.only))
+
     def describe(self) -> dict[str, Any]:
         """As plain values for ``scan.json``."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}

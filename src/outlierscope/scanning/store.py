@@ -50,7 +50,7 @@ def write_bytes(path: Path, content: bytes) -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> str:
     """Write a JSON file atomically; not-a-number and infinity become null, which JSON can hold."""
-    text = json.dumps(_finite(content), indent=1, sort_keys=False, ensure_ascii=False, default=str)
+    text = json.dumps(finite(content), indent=1, sort_keys=False, ensure_ascii=False, default=str)
     return write_bytes(path, text.encode() + b"\n")
 
 
@@ -97,11 +97,12 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value of JSON, with ``None`` for every number in it that JSON does not have."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -33,7 +33,7 @@ def not_observed(
         name for name in (*STACK_SITES, *LAYER_SITES) if name not in settings.sites and anatomy.sites(name)
     ]
     left_out = [name for name in left_out if name not in ("q", "k", "v", "pattern", "resid_pre")]
-    if left_out and {"activation", "format"} & set(settings.only):
+    if left_out and settings.keeps_sites:
         rows.append({"what": ", ".join(left_out), "why": "not asked for; add them with --sites"})
     rows += [{"what": item.criterion, "why": item.reason} for item in not_applied]
     rows.append(
