@@ -7,6 +7,7 @@ import outlierscope
 
 ROOMS = [
     "errors",
+    "listener",
     "version",
     "corpus",
     "model",

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from outlierscope.scanning.run import Listener
+    from outlierscope.listener import Listener
 
 
 @contextmanager
@@ -22,13 +22,14 @@ def progress_bar() -> Iterator[Listener]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tokens"),
+        TextColumn("{task.fields[unit]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("starting", total=None)
+        task = progress.add_task("starting", total=None, unit="")
 
         def listen(stage: str, done: int, total: int | None) -> None:
-            progress.update(task, description=stage, completed=done, total=total)
+            unit = "tokens" if stage == "scan" else ""
+            progress.update(task, description=stage, completed=done, total=total, unit=unit)
 
         yield listen

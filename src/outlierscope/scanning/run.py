@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.criterion import Corpus as CorpusFacts
 from outlierscope.errors import UserError
+from outlierscope.listener import silent
 from outlierscope.scanning.context import add_contexts
 from outlierscope.scanning.evidence import ScanEvidence
 from outlierscope.scanning.examples import collect_examples
@@ -34,18 +35,12 @@ if TYPE_CHECKING:
 
     from outlierscope.corpus.corpus import Corpus
     from outlierscope.criteria.criterion import Criterion
+    from outlierscope.listener import Listener
     from outlierscope.model.observed import ObservedModel
     from outlierscope.stats.measurements import Measurements
     from outlierscope.weights.summary import MatrixSummary
 
 SECONDS_BETWEEN_SAVES = 30.0
-
-
-class Listener(Protocol):
-    """Who wants to know how far a scan has come (a progress bar)."""
-
-    def __call__(self, stage: str, done: int, total: int | None) -> None:
-        """``done`` of ``total`` tokens (stage ``scan``), or a stage that has just begun."""
 
 
 @dataclass
@@ -80,7 +75,7 @@ def scan(
     resume: bool = False,
     overwrite: bool = False,
     seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
-    listener: Listener | None = None,
+    listener: Listener = silent,
     settings: ScanSettings | None = None,
     **choices: Any,
 ) -> Scan:
@@ -107,7 +102,6 @@ def scan(
         settings = ScanSettings(**choices)
     elif choices:
         raise TypeError("give either settings or single choices, not both")
-    listener = listener or (lambda stage, done, total: None)  # noqa: ARG005
     folder = Path(out) if out is not None else None
     if folder is None and resume:
         raise UserError("resume needs the folder of the unfinished scan (out)")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.criterion import Corpus
 from outlierscope.errors import UserError
+from outlierscope.listener import silent
 from outlierscope.model.anatomy import Anatomy
 from outlierscope.scanning.evidence import ScanEvidence
 from outlierscope.scanning.findings import to_table
@@ -19,7 +20,7 @@ from outlierscope.stats.measurements import Measurements
 from outlierscope.weights.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
-    from outlierscope.scanning.run import Listener
+    from outlierscope.listener import Listener
 
 
 def scan_weights(
@@ -29,7 +30,7 @@ def scan_weights(
     out: str | Path | None = None,
     overwrite: bool = False,
     revision: str | None = None,
-    listener: Listener | None = None,
+    listener: Listener = silent,
 ) -> Scan:
     """Find the weight outliers of a checkpoint, one tensor at a time.
 
@@ -56,8 +57,7 @@ def scan_weights(
     weights = []
     for summary in checkpoint.summaries():
         weights.append(summary)
-        if listener is not None:
-            listener("reading weights", len(weights), max(total, len(weights)))
+        listener("reading weights", len(weights), max(total, len(weights)))
     anatomy = Anatomy(
         stacks={}, proved=None, reason="weights alone were read: roles come from the tensors' names"
     )
