@@ -41,6 +41,9 @@ RANGE_SITES = (
     "mlp_in",
     "mlp_post",
     "mlp_out",
+    "side_out",
+    "side_out_2",
+    "side_out_3",
     "resid_post",
     "final_norm",
 )

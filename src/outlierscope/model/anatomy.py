@@ -84,7 +84,8 @@ class LayerAnatomy:
         taps: site name -> where to read it.
         aliases: site name -> site with the very same tensor (for example ``resid_pre`` of layer 3 is
             ``resid_post`` of layer 2), so that nothing is computed twice.
-        attention: the block's attention, if it has one.
+        attention: the block's attention to its own stack, if it has one.
+        cross_attention: its attention to another stack, if it has one.
         matrices: weight matrices and norm parameters by role.
         missing: site name -> why it is not observed.
         identities: what was proved, by name, with the largest relative error seen.
@@ -96,13 +97,15 @@ class LayerAnatomy:
     taps: dict[str, Tap] = field(default_factory=dict)
     aliases: dict[str, Site] = field(default_factory=dict)
     attention: AttentionPlace | None = None
+    cross_attention: AttentionPlace | None = None
     matrices: list[Matrix] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     identities: dict[str, float] = field(default_factory=dict)
 
     def observed_attention(self) -> set[str]:
-        """``pattern`` where the block attends: an attention observer sees it, not a tap."""
-        return {"pattern"} if self.attention else set()
+        """``pattern`` and ``cross_pattern`` where the block attends: an attention observer sees them, not a tap."""
+        places = {"pattern": self.attention, "cross_pattern": self.cross_attention}
+        return {name for name, place in places.items() if place is not None}
 
 
 @dataclass
@@ -117,11 +120,14 @@ class StackAnatomy:
         aliases: as in ``LayerAnatomy``.
         matrices: gamma and beta of the final norm.
         missing: site name -> why it is not observed.
+        entry: full name of the module that is run to feed this stack: empty for the whole model, else a tower
+            of a model of several modalities.
     """
 
     name: str
     hidden_size: int
     layers: list[LayerAnatomy]
+    entry: str = ""
     taps: dict[str, Tap] = field(default_factory=dict)
     aliases: dict[str, Site] = field(default_factory=dict)
     matrices: list[Matrix] = field(default_factory=list)
@@ -223,6 +229,7 @@ def _shallow(stack: StackAnatomy) -> dict[str, Any]:
             **vars(layer),
             "taps": {name: asdict(tap) for name, tap in layer.taps.items()},
             "attention": asdict(layer.attention) if layer.attention else None,
+            "cross_attention": asdict(layer.cross_attention) if layer.cross_attention else None,
             "matrices": [asdict(matrix) for matrix in layer.matrices],
         }
         for layer in stack.layers

@@ -38,6 +38,9 @@ SITES_OF_LAYER = {
     "mlp_up": "what the gate is multiplied with",
     "mlp_post": "neurons: what the down projection reads",
     "mlp_out": "what the MLP adds to the residual stream, after any norm or factor",
+    "side_out": "what a further branch adds to the residual stream (a second MLP, gated embeddings)",
+    "side_out_2": "the same of one more branch",
+    "side_out_3": "the same of a third one",
     "resid_post": "residual stream after the block",
 }
 """Sites that every block may have, in the order in which data passes them, and what they are."""

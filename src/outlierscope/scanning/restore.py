@@ -42,12 +42,15 @@ def _stack(described: dict[str, Any]) -> StackAnatomy:
 
 
 def _layer(described: dict[str, Any]) -> LayerAnatomy:
-    attention = described["attention"]
+    attentions = {
+        name: AttentionPlace(**described[name]) if described[name] else None
+        for name in ("attention", "cross_attention")
+    }
     return LayerAnatomy(
         **described
         | _places(described)
+        | attentions
         | {
-            "attention": AttentionPlace(**attention) if attention else None,
             "matrices": [Matrix(**matrix) for matrix in described["matrices"]],
         }
     )
