@@ -40,6 +40,10 @@ class Given:
         return f"token {token_id}"
 
 
+def read_weights(folder):
+    return [summary for _, summary in open_checkpoint(folder).summaries(0.0)]
+
+
 def judged(criterion, evidence):
     results = list(criterion.findings(evidence))
     found = [item for item in results if not isinstance(item, NotApplied)]
@@ -138,7 +142,7 @@ def test_planted_column_and_row(tmp_path):
         tensors["model.layers.1.mlp.down_proj.weight"][5, 70] = -9.0
 
     edit_weights(folder, plant)
-    weights = list(open_checkpoint(folder).summaries())
+    weights = read_weights(folder)
     tensor = load_file(folder / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
     found, _ = judged(WeightColumn(), Given(weights))
     (row,) = found
@@ -175,7 +179,7 @@ def test_planted_column_and_row(tmp_path):
 @pytest.mark.parametrize("sigma", [6.0, 3.0])
 def test_columns_of_a_real_model_against_direct_computation(minilm_folder, sigma):
     tensors = load_file(minilm_folder / "model.safetensors")
-    evidence = Given(open_checkpoint(minilm_folder).summaries())
+    evidence = Given(read_weights(minilm_folder))
     found, refused = judged(WeightColumn(sigma=sigma), evidence)
     assert refused == []
     by_parameter: dict[str, set[int]] = {}
@@ -202,7 +206,7 @@ def test_norms_of_a_real_model_against_direct_computation(minilm_folder):
                 mean, std = statistics.fmean(values), statistics.stdev(values)
                 counts = [count + (abs(v - mean) > 3 * std) for count, v in zip(counts, values, strict=True)]
             expected |= {(f"{norm} {kind}", dim): count for dim, count in enumerate(counts) if count > 3}
-    found, _ = judged(NormWeight(), Given(open_checkpoint(minilm_folder).summaries()))
+    found, _ = judged(NormWeight(), Given(read_weights(minilm_folder)))
     assert {(row.extra["norm"], row.dim): row.count for row in found} == expected
     assert expected
 

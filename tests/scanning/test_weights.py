@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import outlierscope as osc
 from outlierscope.errors import UserError
-from outlierscope.weights.summary import TENSORS
+from outlierscope.weights.storing import TENSORS
 from tests.model.tiny import edit_weights, save, tiny_llama
 
 COLUMN = ("model.layers.1.mlp.down_proj.weight", 42, 7, -2.0)
@@ -163,6 +163,7 @@ def test_a_large_checkpoint_needs_little_memory(tmp_path):
     code = textwrap.dedent(f"""
         import json, re, torch
         import outlierscope.scanning.weights as weights
+        import transformers.models.llama.modeling_llama  # what the names need, as code and not as weights
         from pathlib import Path
 
         def peak():

@@ -12,10 +12,15 @@ from safetensors.torch import load_file, save_file
 from outlierscope.errors import UserError
 from outlierscope.model.load import load
 from outlierscope.weights import summary as weights
-from outlierscope.weights.checkpoint import open_checkpoint
+from outlierscope.weights.checkpoint import Checkpoint, open_checkpoint
 from outlierscope.weights.loaded import summarize_weights
 from outlierscope.weights.summary import BLOCK_ELEMENTS, WeightPlace, summarize_matrix
 from tests.model.tiny import edit_config, edit_weights, save, tiny_bert, tiny_gpt2, tiny_llama
+
+
+def summaries(source, kept_sigma=0.0):
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    return [summary for _, summary in checkpoint.summaries(kept_sigma)]
 
 
 def same_tensors(first, second):
@@ -27,7 +32,7 @@ def same_tensors(first, second):
 def test_names_tell_what_data_flow_proves(tmp_path, make):
     folder = save(make(), tmp_path)
     proved = {summary.parameter: summary for summary in summarize_weights(load(folder))}
-    read = {summary.parameter: summary for summary in open_checkpoint(folder).summaries()}
+    read = {summary.parameter: summary for summary in summaries(folder)}
     assert len(proved) > 10
     # The norm of BERT's embeddings is in no block and no final norm.
     assert set(read) - set(proved) <= {"embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"}
@@ -44,7 +49,7 @@ def test_names_tell_what_data_flow_proves(tmp_path, make):
 
 def test_real_model(minilm_folder):
     tensors = load_file(minilm_folder / "model.safetensors")
-    found = {summary.parameter: summary for summary in open_checkpoint(minilm_folder).summaries()}
+    found = {summary.parameter: summary for summary in summaries(minilm_folder)}
     assert {summary.role for summary in found.values()} == {"q", "k", "v", "o", "up", "down", "norm"}
     assert len(found) == 6 * (6 + 4) + 2
     for name, summary in found.items():
@@ -60,8 +65,8 @@ def test_shards_give_what_one_file_gives(tmp_path):
     whole = open_checkpoint(save(tiny_llama(), tmp_path / "whole"))
     cut = open_checkpoint(save(tiny_llama(), tmp_path / "cut", max_shard_size="20KB"))
     assert cut.describe()["files"] > 3
-    by_name = {summary.parameter: summary for summary in cut.summaries()}
-    for summary in whole.summaries():
+    by_name = {summary.parameter: summary for summary in summaries(cut)}
+    for summary in summaries(whole):
         assert same_tensors(by_name[summary.parameter], summary)
     assert whole.fingerprint() == cut.fingerprint()
 
@@ -71,7 +76,7 @@ def test_dtypes(tmp_path, dtype):
     torch.manual_seed(0)
     weight = torch.randn(48, 64).to(dtype)
     save_file({"layers.0.mlp.down_proj.weight": weight}, tmp_path / "model.safetensors")
-    (summary,) = open_checkpoint(tmp_path / "model.safetensors").summaries()
+    (summary,) = summaries(tmp_path / "model.safetensors")
     place = WeightPlace("decoder", 0, "down", "layers.0.mlp.down_proj", "layers.0.mlp.down_proj.weight")
     assert same_tensors(summary, summarize_matrix(weight.float(), place))
 
@@ -82,10 +87,10 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path):
     tensors = {"layers.0.mlp.down_proj.weight": big, "layers.0.mlp.experts.up_proj": experts}
     save_file(tensors, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path / "model.safetensors")
-    summaries = list(checkpoint.summaries())
+    found = summaries(checkpoint)
     assert 0 < checkpoint.largest_block <= BLOCK_ELEMENTS * 2
-    assert [summary.expert for summary in summaries if summary.role == "up"] == [0, 1, 2, 3, 4]
-    for summary in summaries:
+    assert [summary.expert for summary in found if summary.role == "up"] == [0, 1, 2, 3, 4]
+    for summary in found:
         whole = big if summary.expert is None else experts[summary.expert]
         place = WeightPlace("decoder", 0, summary.role, summary.module, summary.parameter, summary.expert)
         assert same_tensors(summary, summarize_matrix(whole, place))
@@ -94,25 +99,29 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path):
 def test_blocks_of_one_row(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "BLOCK_ELEMENTS", 1)
     checkpoint = open_checkpoint(save(tiny_gpt2(), tmp_path))
-    blockwise = {summary.parameter: summary for summary in checkpoint.summaries()}
+    blockwise = {summary.parameter: summary for summary in summaries(checkpoint)}
     assert checkpoint.largest_block == 32 * 4 * 4
     monkeypatch.undo()
-    for summary in open_checkpoint(tmp_path).summaries():
+    for summary in summaries(tmp_path):
         torch.testing.assert_close(blockwise[summary.parameter].column_ratio, summary.column_ratio)
         assert torch.equal(blockwise[summary.parameter].column_argmax, summary.column_argmax)
 
 
-def orientations(checkpoint):
-    return {entry.name: oriented for entry, _, oriented in checkpoint.weights}
+def transposed(checkpoint):
+    return {part.entry.name: part.transposed for part in checkpoint.parts.found}
 
 
 def test_orientation_from_shapes_and_siblings(tmp_path):
-    found = orientations(open_checkpoint(save(tiny_gpt2(), tmp_path / "gpt2")))
-    matrices = [oriented for name, oriented in found.items() if "attn" in name or "mlp" in name]
-    assert len(matrices) == 8
-    assert all(oriented.transposed and not oriented.assumed for oriented in matrices)
-    found = orientations(open_checkpoint(save(tiny_llama(), tmp_path / "llama")))
-    assert not any(oriented.transposed or oriented.assumed for oriented in found.values())
+    folder = save(tiny_gpt2(), tmp_path / "gpt2")
+    for known in (folder, folder / "model.safetensors"):  # the kinds of the model's modules, and shapes alone
+        checkpoint = open_checkpoint(known)
+        found = transposed(checkpoint)
+        matrices = [how for name, how in found.items() if "attn" in name or "mlp" in name]
+        assert matrices == [True] * 8
+        assert checkpoint.parts.orientation_assumed == []
+    checkpoint = open_checkpoint(save(tiny_llama(), tmp_path / "llama"))
+    assert not any(transposed(checkpoint).values())
+    assert checkpoint.parts.orientation_assumed == []
 
 
 def test_orientation_that_cannot_be_told_is_said(tmp_path):
@@ -133,7 +142,7 @@ def test_what_is_left_out_is_listed_with_its_reason(tmp_path):
     }
     save_file(tensors, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path / "model.safetensors")
-    assert checkpoint.left_out == {
+    assert checkpoint.parts.left_out == {
         "model.layers.0.self_attn.q_proj.bias": "bias or scalar",
         "model.layers.0.self_attn.k_proj.weight": "stored as I8, so packed or quantized",
         "model.layers.0.mlp.gate.weight": "its name tells no role",
@@ -145,11 +154,11 @@ def test_what_is_left_out_is_listed_with_its_reason(tmp_path):
 
 def test_stacks_whose_names_do_not_tell_them(tmp_path):
     folder = save(tiny_llama(), tmp_path)
-    assert {summary.stack for summary in open_checkpoint(folder).summaries()} == {"decoder"}
+    assert {summary.stack for summary in summaries(folder)} == {"decoder"}
     edit_config(folder, architectures=["DistilBertForMaskedLM"])
-    assert {summary.stack for summary in open_checkpoint(folder).summaries()} == {"encoder"}
+    assert {summary.stack for summary in summaries(folder)} == {"encoder"}
     edit_config(folder, image_size=32, vocab_size=None)
-    assert {summary.stack for summary in open_checkpoint(folder).summaries()} == {"vision"}
+    assert {summary.stack for summary in summaries(folder)} == {"vision"}
 
 
 def test_fingerprint_sees_changed_weights(tmp_path):
@@ -161,7 +170,7 @@ def test_fingerprint_sees_changed_weights(tmp_path):
 
 def message(name):
     with pytest.raises(UserError) as caught:
-        list(open_checkpoint(name).summaries())
+        summaries(name)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -192,7 +201,7 @@ def test_a_file_that_shrinks_meanwhile(tmp_path):
     with path.open("r+b") as file:
         file.truncate(checkpoint.entries[3].begin)
     with pytest.raises(UserError, match=r"ends within tensor .*; was it changed meanwhile\?$"):
-        list(checkpoint.summaries())
+        summaries(checkpoint)
 
 
 def test_describe_is_plain(tmp_path):
@@ -206,7 +215,7 @@ def test_describe_is_plain(tmp_path):
 def test_gemma(gemma_folder):
     tensors = load_file(gemma_folder / "model.safetensors")
     checkpoint = open_checkpoint(gemma_folder)
-    found = {summary.parameter: summary for summary in checkpoint.summaries()}
+    found = {summary.parameter: summary for summary in summaries(checkpoint)}
     roles = [summary.role for summary in found.values()]
     assert {role: roles.count(role) for role in set(roles)} == {
         **dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), 18),

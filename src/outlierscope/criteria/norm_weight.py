@@ -30,7 +30,8 @@ class NormWeight:
 
     Row key: stack, norm (``extra["norm"]``: its name in the block, and gamma or beta), ``dim``. ``layer``,
     ``parameter``, ``value`` and ``score`` (in std) are those of the layer where it stands out most, ``count``
-    is the number of layers; ``extra`` lists ``layers``, ``values`` and ``scores``.
+    is the number of layers; ``extra`` lists ``layers``, ``values`` and ``scores``, and has ``stored``, the tensor's name in
+    the files, where those were read.
     """
 
     name: ClassVar[str] = "norm_weight"
@@ -93,6 +94,7 @@ class NormWeight:
                 "layers": [summary.layer for summary, _ in places],
                 "values": [float(summary.values[dim]) for summary, _ in places],
                 "scores": [score for _, score in places],
+                **({"stored": strongest.stored} if strongest.stored is not None else {}),
             },
         )
 

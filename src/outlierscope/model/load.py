@@ -56,9 +56,9 @@ def load(
     target = pick_device(device)
     wanted = pick_dtype(dtype)
     source = find_source(name, revision=revision, remote_code=trust_remote_code)
-    model_class = _model_class(source, trust_remote_code=trust_remote_code)
+    chosen = model_class(source, trust_remote_code=trust_remote_code)
     state = _checked_weights(source, wanted, allow_pickle=allow_pickle)
-    module, notes = _build(source, model_class, wanted, state, trust_remote_code=trust_remote_code)
+    module, notes = _build(source, chosen, wanted, state, trust_remote_code=trust_remote_code)
     observed = ObservedModel(
         module.eval(), source.name, source=str(source.folder), revision=source.revision, notes=notes
     )
@@ -86,7 +86,12 @@ def wrap(module: nn.Module, processor: object = None, *, name: str = "live model
     return ObservedModel(module, name, processor=processor, processor_problem=problem)
 
 
-def _model_class(source: Source, *, trust_remote_code: bool) -> type[Any]:
+def model_class(source: Source, *, trust_remote_code: bool) -> type[Any]:
+    """The class of transformers that a checkpoint's config names, or an automatic class that knows it.
+
+    Raises:
+        UserError: when there is none, or it needs Python code of its own that is not trusted.
+    """
     import transformers
 
     model_type = source.config.get("model_type")
@@ -162,7 +167,7 @@ def _build(
 ) -> tuple[nn.Module, dict[str, list[str]]]:
     code = {"trust_remote_code": True} if trust_remote_code else {}
     options: dict[str, Any] = {"use_safetensors": True, **code} if state is None else {"state_dict": state}
-    with _quiet(), _as_one_line(source.name):
+    with quiet(), _as_one_line(source.name):
         if state is not None:
             options["config"], model_class = _resolve_class(source, model_class, code)
         module, report = model_class.from_pretrained(
@@ -212,7 +217,7 @@ def _processor(source: Source, kind: str, trust_remote_code: bool) -> tuple[Any,
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     auto_class: Any = {"text": AutoTokenizer, "image": AutoImageProcessor}.get(kind, AutoProcessor)
-    with _quiet():
+    with quiet():
         try:
             return auto_class.from_pretrained(source.folder, trust_remote_code=trust_remote_code), ""
         # Any trouble with it is told when it is needed: token ids can be scanned without a tokenizer.
@@ -246,7 +251,7 @@ def _as_one_line(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' warnings: what matters of them is judged and told by us."""
     from transformers.utils import logging
 

@@ -7,9 +7,8 @@ two models can be compared. Values are numbers, names and ``None`` (not measured
 from __future__ import annotations
 
 import math
+from statistics import median
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from outlierscope.criteria.idle_heads import head_figures
 from outlierscope.criteria.summaries import model_summary, site_summary
@@ -20,20 +19,13 @@ from outlierscope.stats.magnitudes import FIGURES, TopMagnitudes
 from outlierscope.stats.sinks import SinkRates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch import Tensor
-
     from outlierscope.scanning.scan import Scan
-    from outlierscope.weights.summary import MatrixSummary
+    from outlierscope.weights.summary import MatrixSummary, RatioFigures
 
 Row = dict[str, Any]
 
 HEAD_FIGURES = ("low_information_mass", "value_norm_ratio", "output_ratio", "initial_alpha", "entropy")
 """Figures of ``head_figures`` that rest on no threshold."""
-
-RATIO_QUANTILES = {"median": 0.5, "quantile_99": 0.99, "largest": 1.0}
-"""What is told of the distribution of a matrix's ratios, and which quantile it is."""
 
 
 def model_figures(scan: Scan) -> list[Row]:
@@ -144,12 +136,13 @@ def weight_rows(scan: Scan) -> list[Row]:
     are taken together.
 
     Each row: ``stack``, ``layer``, ``role``, ``parameter`` (``None`` where experts have one each), ``matrices``
-    (how many are taken together) and, of all their columns and rows, ``column_median``, ``column_quantile_99``,
-    ``column_largest``, ``row_median``, ``row_quantile_99`` and ``row_largest``.
+    (how many are taken together) and, of the columns and rows of a matrix, ``column_median``,
+    ``column_quantile_99``, ``column_largest``, ``row_median``, ``row_quantile_99`` and ``row_largest``: of experts
+    the median over them of their own medians and 99 % quantiles, and the largest of all.
     """
     together: dict[tuple[str, int | None, str, str | None], list[MatrixSummary]] = {}
     for summary in scan.evidence.weights:
-        if len(summary.column_ratio) and len(summary.row_ratio):
+        if summary.column_figures is not None and summary.row_figures is not None:
             own = summary.parameter if summary.expert is None else None
             together.setdefault((summary.stack, summary.layer, summary.role, own), []).append(summary)
     rows = []
@@ -162,18 +155,20 @@ def weight_rows(scan: Scan) -> list[Row]:
                 "role": role,
                 "parameter": parameters.pop() if len(parameters) == 1 else None,
                 "matrices": len(matrices),
-                **_distribution("column", (matrix.column_ratio for matrix in matrices)),
-                **_distribution("row", (matrix.row_ratio for matrix in matrices)),
+                **_distribution("column", [matrix.column_figures for matrix in matrices]),
+                **_distribution("row", [matrix.row_figures for matrix in matrices]),
             }
         )
     return sorted(rows, key=lambda row: (row["stack"], -1 if row["layer"] is None else row["layer"]))
 
 
-def _distribution(noun: str, ratios: Iterable[Tensor]) -> dict[str, float | None]:
-    """Quantiles of all given ratios together, with linear interpolation between neighbours."""
-    quantiles = torch.tensor(list(RATIO_QUANTILES.values()), dtype=torch.float64)
-    values = torch.cat(list(ratios)).double().quantile(quantiles).tolist()
-    return {f"{noun}_{name}": _finite(value) for name, value in zip(RATIO_QUANTILES, values, strict=True)}
+def _distribution(noun: str, matrices: list[RatioFigures | None]) -> dict[str, float | None]:
+    known = [figures for figures in matrices if figures is not None]
+    return {
+        f"{noun}_median": _finite(median(figures.median for figures in known)),
+        f"{noun}_quantile_99": _finite(median(figures.quantile_99 for figures in known)),
+        f"{noun}_largest": _finite(max(figures.largest for figures in known)),
+    }
 
 
 def _finite(value: float | None) -> float | None:

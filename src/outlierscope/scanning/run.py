@@ -11,6 +11,7 @@ import torch
 
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.criterion import Corpus as CorpusFacts
+from outlierscope.criteria.weight import kept_sigma
 from outlierscope.errors import UserError
 from outlierscope.listener import silent
 from outlierscope.scanning.context import add_contexts
@@ -186,9 +187,9 @@ def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
     """Weights, criteria, contexts, examples; then the files, if there is a folder."""
     observed, progress = run.observed, run.progress
     run.listener("looking at the weights", 0, None)
-    weights: list[MatrixSummary] = (
-        summarize_weights(observed) if {"weight", "format"} & set(run.settings.only) else []
-    )
+    weights: list[MatrixSummary] = []
+    if {"weight", "format"} & set(run.settings.only):
+        weights = summarize_weights(observed, kept_sigma(run.criteria))
     facts = CorpusFacts(
         tokens=progress.tokens,
         sequences=progress.sequences,

@@ -27,7 +27,7 @@ from outlierscope.scanning.store import (
     write_tensors,
 )
 from outlierscope.stats.measurements import Measurements
-from outlierscope.weights.summary import summaries_from_tensors, summaries_to_tensors
+from outlierscope.weights.storing import summaries_from_tensors, summaries_to_tensors
 
 if TYPE_CHECKING:
     import pyarrow as pa

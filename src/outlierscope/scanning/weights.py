@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.criterion import Corpus
+from outlierscope.criteria.weight import kept_sigma
 from outlierscope.errors import UserError
 from outlierscope.listener import silent
 from outlierscope.model.anatomy import Anatomy
@@ -40,7 +41,7 @@ def scan_weights(
         out: folder of the scan; ``None`` keeps it in memory.
         overwrite: replace whatever scan ``out`` holds.
         revision: branch, tag or commit of a hub model.
-        listener: called with the number of tensors read.
+        listener: called with the bytes read and the bytes to read.
 
     Raises:
         UserError: when there is no such checkpoint or it is broken.
@@ -52,12 +53,14 @@ def scan_weights(
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_folder(folder, overwrite=overwrite)
+    listener("reading the headers", 0, None)
     checkpoint = open_checkpoint(name, revision=revision)
-    total = len(checkpoint.weights)
+    total, done = sum(part.bytes for part in checkpoint.parts.found), 0
     weights = []
-    for summary in checkpoint.summaries():
+    for part, summary in checkpoint.summaries(kept_sigma(criteria)):
         weights.append(summary)
-        listener("reading weights", len(weights), max(total, len(weights)))
+        done += part.bytes
+        listener("reading the weights", done, total)
     anatomy = Anatomy(
         stacks={}, proved=None, reason="weights alone were read: roles come from the tensors' names"
     )

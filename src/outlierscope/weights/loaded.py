@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from outlierscope.model.observed import ObservedModel
 
 
-def summarize_weights(observed: ObservedModel) -> list[MatrixSummary]:
+def summarize_weights(observed: ObservedModel, kept_sigma: float = 0.0) -> list[MatrixSummary]:
     """Summaries of all weight matrices and norms of all blocks, then of the final norm (layer ``None``).
 
     Roles come from the anatomy, so from data flow and not from names. A fused matrix (``qkv``, ``gate_up``)
@@ -22,6 +22,10 @@ def summarize_weights(observed: ObservedModel) -> list[MatrixSummary]:
     and the ratio of a column needs no layout. A parameter that several blocks share is summarised once, for
     the first of them. Names are full names in the user's model. Matrices stored as integers (packed by a
     quantizer) are left out and listed in ``observed.notes["weights_packed"]``.
+
+    Args:
+        observed: the model.
+        kept_sigma: as for ``MatrixScan.summary``.
     """
     parameters = dict(observed.module.named_parameters(remove_duplicate=False))
     seen: set[int] = set()
@@ -45,7 +49,7 @@ def summarize_weights(observed: ObservedModel) -> list[MatrixSummary]:
                 ]
             else:
                 jobs.append(_Job(parameter, place, matrix.transposed))
-    return list(side_by_side(_summarize, jobs))
+    return list(side_by_side(lambda job: _summarize(job, kept_sigma), jobs))
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class _Job:
     transposed: bool
 
 
-def _summarize(job: _Job) -> MatrixSummary:
+def _summarize(job: _Job, kept_sigma: float) -> MatrixSummary:
     if job.place.role == "norm":
         return summarize_norm(job.weight, job.place)
-    return summarize_matrix(job.weight, job.place, transposed=job.transposed)
+    return summarize_matrix(job.weight, job.place, kept_sigma, transposed=job.transposed)

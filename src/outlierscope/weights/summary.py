@@ -2,23 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable
 
     from torch import Tensor
 
 BLOCK_ELEMENTS = 2**18
 """Entries of a matrix that are looked at together: 1 MiB as float32, so that they stay in cache."""
 
+TOP = 5
+"""How many of the largest ratios are kept in any case."""
+
+QUANTILES = torch.tensor([0.5, 0.99, 1.0], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class RatioFigures:
+    """How the ratios of all columns, or of all rows, of one matrix are distributed.
+
+    Attributes:
+        count: how many there are.
+        mean: their mean.
+        std: their unbiased standard deviation; 0 for a single one.
+        median: their median.
+        quantile_99: what 99 % of them do not exceed, with linear interpolation between neighbours.
+        largest: the largest.
+    """
+
+    count: int
+    mean: float
+    std: float
+    median: float
+    quantile_99: float
+    largest: float
+
+    @classmethod
+    def of(cls, ratios: Tensor) -> RatioFigures:
+        """Figures of the ratios [n], n > 0.
+
+        >>> RatioFigures.of(torch.tensor([1.0, 2.0, 3.0]))
+        RatioFigures(count=3, mean=2.0, std=1.0, median=2.0, quantile_99=2.98, largest=3.0)
+        """
+        exact = ratios.double()
+        median, high, largest = exact.quantile(QUANTILES).tolist()
+        std = float(exact.std()) if len(ratios) > 1 else 0.0
+        return cls(len(ratios), float(exact.mean()), std, median, high, largest)
+
 
 @dataclass
 class MatrixSummary:
-    """What is kept of one weight tensor.
+    """What is kept of one weight matrix or norm parameter.
+
+    Of an expert of a mixture, of which a model may have tens of thousands, the ratios of few columns and rows are kept:
+    those that a rule may name and the ``TOP`` largest.
 
     Attributes:
         stack: stack of the model.
@@ -27,14 +68,23 @@ class MatrixSummary:
         module: full name of the module that owns it.
         parameter: full name of the parameter.
         column_ratio: [in] float32, max_i abs(W[i, j]) / mean_i abs(W[i, j]) of every column j (input neuron);
-            An et al. 2025, section on weight outliers. 0 for a column of zeros. Empty for norms.
-        row_ratio: [out] float32, the same for rows. Empty for norms.
-        column_argmax: [in] int64, the row i at which column j is largest in magnitude, the first if several.
-        column_extreme: [in] float32, that signed entry.
+            An et al. 2025, section on weight outliers. 0 for a column of zeros. Of experts: [kept], in order of
+            ``column_index``. Empty for norms.
+        row_ratio: [out] float32, the same for rows; of experts [kept], in order of ``row_index``. Empty for norms.
+        column_index: [kept] int64, which columns are kept of an expert; empty otherwise, where all are.
+        row_index: [kept] int64, which rows are kept of an expert; empty otherwise.
+        column_argmax: [in] or [kept] int64, the row i at which column j is largest in magnitude, the first if several.
+        column_extreme: [in] or [kept] float32, that signed entry.
         values: [d] float32, the parameter itself for norms; empty for matrices.
+        column_figures: distribution of the ratios of all columns, kept or not; ``None`` for norms.
+        row_figures: distribution of the ratios of all rows, kept or not; ``None`` for norms.
         absmax: largest magnitude of a finite entry.
         nonfinite: how many entries are NaN or infinite; they enter nothing else.
         expert: index of the expert in a mixture, else ``None``.
+        stored: name in the checkpoint's files; ``None`` of a model in memory.
+        rows: first and last + 1 row in the parameter's matrix [out, in] of what is summarised; ``None`` for all. Indices of
+            rows above count from the first.
+        columns: the same of columns.
     """
 
     stack: str
@@ -44,15 +94,19 @@ class MatrixSummary:
     parameter: str
     column_ratio: Tensor
     row_ratio: Tensor
+    column_index: Tensor
+    row_index: Tensor
     column_argmax: Tensor
     column_extreme: Tensor
     values: Tensor
+    column_figures: RatioFigures | None
+    row_figures: RatioFigures | None
     absmax: float
     nonfinite: int
     expert: int | None = None
-
-
-TENSORS = ("column_ratio", "row_ratio", "column_argmax", "column_extreme", "values")
+    stored: str | None = None
+    rows: tuple[int, int] | None = None
+    columns: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +119,9 @@ class WeightPlace:
     module: str
     parameter: str
     expert: int | None = None
+    stored: str | None = None
+    rows: tuple[int, int] | None = None
+    columns: tuple[int, int] | None = None
 
 
 class MatrixScan:
@@ -121,21 +178,48 @@ class MatrixScan:
             block_top[better], block[place, better].float()
         )
 
-    def summary(self, place: WeightPlace) -> MatrixSummary:
-        """What was gathered, on the CPU."""
+    def summary(self, place: WeightPlace, kept_sigma: float = 0.0) -> MatrixSummary:
+        """What was gathered, on the CPU.
+
+        Args:
+            place: whose it is.
+            kept_sigma: of an expert, ratios of columns and rows further above the mean than this many standard
+                deviations are kept, and the ``TOP`` largest.
+        """
         rows, columns = len(self._row_top), len(self._column_top)
         column_top = self._column_top.clamp_min(0.0)
         top = torch.cat([column_top, self._row_top])
+        column_ratio = _ratio(column_top, self._column_sum, rows - self._column_lost)
+        row_ratio = _ratio(self._row_top, self._row_sum, columns - self._row_lost)
+        column_figures, row_figures = RatioFigures.of(column_ratio), RatioFigures.of(row_ratio)
+        column_argmax, column_extreme = self._column_argmax.cpu(), self._column_extreme.cpu()
+        column_index = row_index = torch.empty(0, dtype=torch.int64)
+        if place.expert is not None:
+            column_index = _kept(column_ratio, column_figures, kept_sigma)
+            row_index = _kept(row_ratio, row_figures, kept_sigma)
+            column_argmax, column_extreme = column_argmax[column_index], column_extreme[column_index]
+            column_ratio, row_ratio = column_ratio[column_index], row_ratio[row_index]
         return MatrixSummary(
             **vars(place),
-            column_ratio=_ratio(column_top, self._column_sum, rows - self._column_lost),
-            row_ratio=_ratio(self._row_top, self._row_sum, columns - self._row_lost),
-            column_argmax=self._column_argmax.cpu(),
-            column_extreme=self._column_extreme.cpu(),
+            column_ratio=column_ratio,
+            row_ratio=row_ratio,
+            column_index=column_index,
+            row_index=row_index,
+            column_argmax=column_argmax,
+            column_extreme=column_extreme,
             values=torch.empty(0),
-            absmax=float(top.max()) if len(top) else 0.0,
+            column_figures=column_figures,
+            row_figures=row_figures,
+            absmax=float(top.max()),
             nonfinite=int(self._column_lost.sum()),
         )
+
+
+def _kept(ratios: Tensor, figures: RatioFigures, sigma: float) -> Tensor:
+    """Indices [kept] of the ratios that a rule may name, and of the largest, in their order."""
+    kept = ratios.double() > figures.mean + sigma * figures.std
+    kept[torch.topk(ratios, min(TOP, len(ratios))).indices] = True
+    return kept.nonzero()[:, 0]
 
 
 def _ratio(top: Tensor, total: Tensor, count: Tensor) -> Tensor:
@@ -143,12 +227,15 @@ def _ratio(top: Tensor, total: Tensor, count: Tensor) -> Tensor:
     return torch.where(mean > 0, top / mean, torch.zeros_like(mean)).float().cpu()
 
 
-def summarize_matrix(weight: Tensor, place: WeightPlace, *, transposed: bool = False) -> MatrixSummary:
+def summarize_matrix(
+    weight: Tensor, place: WeightPlace, kept_sigma: float = 0.0, *, transposed: bool = False
+) -> MatrixSummary:
     """Summary of a matrix in memory, on whatever device it is.
 
     Args:
         weight: [out, in], or [in, out] with ``transposed``; any floating dtype.
         place: whose it is.
+        kept_sigma: as for ``MatrixScan.summary``.
         transposed: whether it is stored [in, out].
     """
     matrix = weight.detach()
@@ -156,7 +243,7 @@ def summarize_matrix(weight: Tensor, place: WeightPlace, *, transposed: bool = F
     scan = MatrixScan(out_size, in_size, matrix.device)
     for start, block in row_blocks(matrix):
         add_stored_rows(scan, block, start, transposed=transposed)
-    return scan.summary(place)
+    return scan.summary(place, kept_sigma)
 
 
 def row_blocks(matrix: Tensor) -> Iterable[tuple[int, Tensor]]:
@@ -186,52 +273,18 @@ def summarize_norm(values: Tensor, place: WeightPlace) -> MatrixSummary:
     """Summary of gamma or beta [d] of a norm: the values themselves."""
     kept = values.detach().float().cpu().clone()
     finite = kept.isfinite()
-    nothing = torch.empty(0)
+    nothing, no_index = torch.empty(0), torch.empty(0, dtype=torch.int64)
     return MatrixSummary(
         **vars(place),
         column_ratio=nothing,
         row_ratio=nothing,
-        column_argmax=torch.empty(0, dtype=torch.int64),
+        column_index=no_index,
+        row_index=no_index,
+        column_argmax=no_index,
         column_extreme=nothing,
         values=kept,
+        column_figures=None,
+        row_figures=None,
         absmax=float(kept[finite].abs().max()) if finite.any() else 0.0,
         nonfinite=int((~finite).sum()),
     )
-
-
-def summaries_to_tensors(
-    summaries: Sequence[MatrixSummary],
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """As named tensors for a safetensors file, and the rest as plain values for its metadata.
-
-    Raises:
-        ValueError: when two summaries are of the same parameter and expert.
-    """
-    tensors: dict[str, Tensor] = {}
-    described: list[dict[str, Any]] = []
-    for summary in summaries:
-        key = summary.parameter if summary.expert is None else f"{summary.parameter}[{summary.expert}]"
-        named = {f"{key}/{name}": getattr(summary, name) for name in TENSORS if len(getattr(summary, name))}
-        if named.keys() & tensors.keys():
-            raise ValueError(f"two summaries of {key}")
-        tensors |= named
-        plain = {
-            item.name: getattr(summary, item.name) for item in fields(summary) if item.name not in TENSORS
-        }
-        described.append({"key": key, **plain})
-    return tensors, described
-
-
-def summaries_from_tensors(
-    tensors: Mapping[str, Tensor], described: Sequence[Mapping[str, Any]]
-) -> list[MatrixSummary]:
-    """Restore what ``summaries_to_tensors`` returned, bit for bit."""
-    summaries = []
-    for item in described:
-        plain = {name: value for name, value in item.items() if name != "key"}
-        named: dict[str, Any] = {}
-        for name in TENSORS:
-            empty = torch.empty(0, dtype=torch.int64 if name == "column_argmax" else torch.float32)
-            named[name] = tensors.get(f"{item['key']}/{name}", empty)
-        summaries.append(MatrixSummary(**plain, **named))
-    return summaries

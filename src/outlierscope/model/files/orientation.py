@@ -1,4 +1,4 @@
-"""Orientation: whether a checkpoint stores a matrix as [out, in] (PyTorch) or [in, out] (GPT-2's Conv1D)."""
+"""Orientation: whether a parameter holds a matrix as [out, in] (PyTorch) or [in, out] (GPT-2's Conv1D)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from outlierscope.model.files.shards import TensorEntry
+    from collections.abc import Mapping, Sequence
+
     from outlierscope.model.files.tensor_names import TensorRole
 
 READS_RESIDUAL = ("q", "k", "v", "qkv", "gate", "up", "gate_up")
@@ -16,7 +17,7 @@ WRITES_RESIDUAL = ("o", "down")
 
 @dataclass(frozen=True)
 class Oriented:
-    """How a matrix is stored.
+    """How a matrix is held.
 
     Attributes:
         transposed: true for [in, out].
@@ -27,41 +28,53 @@ class Oriented:
     assumed: bool = False
 
 
-def orient(roles: list[tuple[TensorEntry, TensorRole]], hidden_size: int | None) -> dict[str, Oriented]:
-    """How every matrix with a role is stored, by name.
+def orient(
+    roles: Sequence[tuple[str, tuple[int, ...], TensorRole]],
+    hidden_size: int | None,
+    known: Mapping[str, bool],
+) -> dict[str, Oriented]:
+    """How every matrix with a role is held, by name.
 
-    The width d of the residual stream (of the norms in the same block, else ``hidden_size``) tells which side
-    of a matrix faces it: q, k, v, gate and up read it, o and down write it. A matrix with both sides d, or
-    none, is taken to be as all the others of its kind (2-D, or 3-D for fused experts) are; where those differ
-    or there are none, as [out, in], and marked as assumed.
+    Where the kind of its module does not tell, the width d of the residual stream (of the norms in the same block,
+    else ``hidden_size``) tells which side of a matrix faces it: q, k, v, gate and up read it, o and down write it. A
+    matrix with both sides d, or none, is taken to be as all the others of its kind (2-D, or 3-D for fused experts)
+    are; where those differ or there are none, as [out, in], and marked as assumed.
+
+    Args:
+        roles: name, shape and role of every parameter.
+        hidden_size: as config.json tells it.
+        known: name -> whether it is [in, out], for those of which that is known.
     """
     widths = _widths(roles)
     told: dict[str, bool] = {}
-    open_cases: list[TensorEntry] = []
+    open_cases: list[tuple[str, int]] = []
     by_kind: dict[int, set[bool]] = defaultdict(set)
-    for entry, role in roles:
-        if role.role not in READS_RESIDUAL + WRITES_RESIDUAL or len(entry.shape) < 2:
+    for name, shape, role in roles:
+        if role.role not in READS_RESIDUAL + WRITES_RESIDUAL or len(shape) < 2:
             continue
-        width = widths.get(_block_of(entry.name, role), hidden_size)
-        rows_match, columns_match = (size == width for size in entry.shape[-2:])
-        if rows_match == columns_match:
-            open_cases.append(entry)
+        width = widths.get(_block_of(name, role), hidden_size)
+        rows_match, columns_match = (size == width for size in shape[-2:])
+        if name in known:
+            told[name] = known[name]
+        elif rows_match == columns_match:
+            open_cases.append((name, len(shape)))
             continue
-        told[entry.name] = rows_match if role.role in READS_RESIDUAL else columns_match
-        by_kind[len(entry.shape)].add(told[entry.name])
+        else:
+            told[name] = rows_match if role.role in READS_RESIDUAL else columns_match
+        by_kind[len(shape)].add(told[name])
     oriented = {name: Oriented(transposed) for name, transposed in told.items()}
-    for entry in open_cases:
-        known = by_kind[len(entry.shape)]
-        oriented[entry.name] = Oriented(known == {True}, assumed=len(known) != 1)
+    for name, dimensions in open_cases:
+        kind = by_kind[dimensions]
+        oriented[name] = Oriented(kind == {True}, assumed=len(kind) != 1)
     return oriented
 
 
-def _widths(roles: list[tuple[TensorEntry, TensorRole]]) -> dict[str, int]:
+def _widths(roles: Sequence[tuple[str, tuple[int, ...], TensorRole]]) -> dict[str, int]:
     """Block -> width of most of its norms, the larger one of two equally frequent (qk-norms are narrow)."""
     sizes: dict[str, Counter[int]] = defaultdict(Counter)
-    for entry, role in roles:
+    for name, shape, role in roles:
         if role.role == "norm" and role.layer is not None:
-            sizes[_block_of(entry.name, role)][entry.shape[0]] += 1
+            sizes[_block_of(name, role)][shape[0]] += 1
     return {block: max(counts, key=lambda size: (counts[size], size)) for block, counts in sizes.items()}
 
 
