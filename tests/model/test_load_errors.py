@@ -54,20 +54,18 @@ def test_no_network(monkeypatch):
 
 
 def test_revision_of_a_folder(folder):
-    assert message(folder, revision="main").endswith(
-        "is a local folder; a revision applies to hub models only"
-    )
+    assert message(folder, revision="main").endswith("is local; a revision applies to hub models only")
 
 
 def test_files_instead_of_folders(tmp_path, folder):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    assert "reading .gguf files is not supported yet" in message(tmp_path / "model.gguf")
-    assert message(tmp_path / "other.gguf") == f"no such file: {tmp_path / 'other.gguf'}"
     assert f"give the model's folder (with config.json) instead: {folder}" in message(
         folder / "model.safetensors"
     )
     (tmp_path / "model.xyz").write_bytes(b"")
-    assert "has an unknown file type; give a folder" in message(tmp_path / "model.xyz")
+    assert (
+        "has an unknown file type; give a folder in Hugging Face format, a .gguf file or a hub id"
+        in message(tmp_path / "model.xyz")
+    )
 
 
 def test_config(folder):
@@ -105,10 +103,10 @@ def test_remote_code_is_refused(folder):
 
 
 def test_no_weights(folder):
-    (folder / "model.safetensors").rename(folder / "model.gguf")
+    (folder / "model.safetensors").rename(folder / "model.onnx")
     assert message(folder) == (
         f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin "
-        "(it has model.gguf, which cannot be read)"
+        "(it has model.onnx, which cannot be read)"
     )
 
 

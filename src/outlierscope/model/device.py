@@ -61,8 +61,16 @@ def available_memory() -> int | None:
     return None
 
 
-def check_memory(name: str, needed: int) -> None:
+SMALLER = "try --dtype bfloat16, a larger machine, or --only weights, which does not load the model"
+
+
+def check_memory(name: str, needed: int, advice: str = SMALLER) -> None:
     """Refuse a model before it is loaded when its weights alone do not fit into main memory.
+
+    Args:
+        name: the model.
+        needed: bytes of its weights.
+        advice: what to do when they do not fit.
 
     Raises:
         UserError: naming both figures.
@@ -71,6 +79,5 @@ def check_memory(name: str, needed: int) -> None:
     if available is not None and needed > available:
         raise UserError(
             f"{name} needs about {needed / GIBIBYTE:.1f} GiB of memory for its weights, "
-            f"{available / GIBIBYTE:.1f} GiB are available; "
-            "try --dtype bfloat16, a larger machine, or --only weights, which does not load the model"
+            f"{available / GIBIBYTE:.1f} GiB are available; {advice}"
         )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
-import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from outlierscope.errors import UserError
+from outlierscope.errors import UserError, first_line
+from outlierscope.listener import silent
 from outlierscope.model.device import GIBIBYTE, check_memory, pick_device, pick_dtype
-from outlierscope.model.files.shards import BITS, indexed_shards, read_shards, some
-from outlierscope.model.files.source import Source, find_source, first_line
+from outlierscope.model.files.pickles import read_pickles
+from outlierscope.model.files.shards import BITS, read_shards
+from outlierscope.model.files.source import Source, find_source
+from outlierscope.model.loading_report import judge_report, quiet
 from outlierscope.model.observed import ObservedModel
 
 if TYPE_CHECKING:
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-HEADS = re.compile(
-    r"(?:[A-Za-z_]\w*\.)*(?:\w*pooler\w*|\w*head|classifier|score|cls|qa_outputs|predictions)(?:\.|$)"
-)
-"""Names of what comes after the last block, so under no number; it may be missing from a checkpoint."""
+    from outlierscope.listener import Listener
 
 
 def load(
@@ -35,6 +33,7 @@ def load(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     revision: str | None = None,
+    listener: Listener = silent,
 ) -> ObservedModel:
     """Load a model with its tokenizer or image processor, ready to be observed.
 
@@ -42,27 +41,35 @@ def load(
     the attention implementation is left at its default; the model is in eval mode.
 
     Args:
-        name: a folder in Hugging Face format, or a hub id.
+        name: a folder in Hugging Face format, a .gguf file, or a hub id (``docs/models.md``).
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` or ``float16``.
         trust_remote_code: run Python code that comes with the model.
         allow_pickle: read a ``pytorch_model.bin`` that holds more than tensors; loading it can run any code.
             Without it such a file is read with PyTorch's restricted unpickler (``weights_only``).
         revision: branch, tag or commit of a hub model.
+        listener: told how far it has come.
 
     Raises:
         UserError: in one line, for whatever is wrong with the model or the arguments.
     """
     target = pick_device(device)
     wanted = pick_dtype(dtype)
-    source = find_source(name, revision=revision, remote_code=trust_remote_code)
+    source = find_source(name, revision=revision, remote_code=trust_remote_code, listener=listener)
+    listener("loading the model", 0, None)
     chosen = model_class(source, trust_remote_code=trust_remote_code)
     state = _checked_weights(source, wanted, allow_pickle=allow_pickle)
     module, notes = _build(source, chosen, wanted, state, trust_remote_code=trust_remote_code)
     observed = ObservedModel(
-        module.eval(), source.name, source=str(source.folder), revision=source.revision, notes=notes
+        module.eval(),
+        source.name,
+        source=source.location,
+        revision=source.revision,
+        notes=notes,
+        origin=source.origin,
     )
     observed.processor, observed.processor_problem = _processor(source, observed.kind, trust_remote_code)
+    _recall_conversion(observed)
     _move(observed, target)
     return observed
 
@@ -124,37 +131,11 @@ def _checked_weights(
 ) -> dict[str, Tensor] | None:
     """Check the files before they are loaded; the tensors themselves only where they come from pickles."""
     if not source.safetensors:
-        return _unpickled(source, allow_pickle=allow_pickle)
+        return read_pickles(source, allow_pickle=allow_pickle)
     entries = read_shards(source.folder)
     bits = None if dtype is None else torch.finfo(dtype).bits
     check_memory(source.name, sum(entry.elements * (bits or BITS[entry.dtype]) // 8 for entry in entries))
     return None
-
-
-def _unpickled(source: Source, *, allow_pickle: bool) -> dict[str, Tensor]:
-    index = source.folder / "pytorch_model.bin.index.json"
-    names = sorted(indexed_shards(index)) if index.is_file() else ["pytorch_model.bin"]
-    paths = [source.folder / name for name in names]
-    check_memory(source.name, sum(path.stat().st_size for path in paths))
-    state: dict[str, Tensor] = {}
-    for path in paths:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-        except pickle.UnpicklingError:
-            if allow_pickle:
-                raise UserError(f"{path} is corrupt or no PyTorch file; download it again") from None
-            raise UserError(
-                f"{path} is a pickle that holds more than tensors, and loading it could run any code; "
-                "convert it to safetensors or, if you trust it, pass --allow-pickle (allow_pickle=True)"
-            ) from None
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-            raise UserError(f"{path} cannot be read as a PyTorch file: {first_line(error)}") from error
-        if not isinstance(content, dict) or not all(
-            isinstance(item, torch.Tensor) for item in content.values()
-        ):
-            raise UserError(f"{path} holds no dictionary of tensors")
-        state |= content
-    return state
 
 
 def _build(
@@ -178,7 +159,7 @@ def _build(
             ignore_mismatched_sizes=True,
             **options,
         )
-    return module, _judge(source.name, ObservedModel(module, source.name).prefix, report)
+    return module, judge_report(source.name, ObservedModel(module, source.name).prefix, report)
 
 
 def _resolve_class(source: Source, model_class: type[Any], code: dict[str, bool]) -> tuple[Any, type[Any]]:
@@ -192,27 +173,6 @@ def _resolve_class(source: Source, model_class: type[Any], code: dict[str, bool]
         return config, type(model_class.from_config(config, **code))
 
 
-def _judge(name: str, prefix: str, report: dict[str, Any]) -> dict[str, list[str]]:
-    """What loading left open: an error where the backbone is concerned, else a note."""
-    if report["mismatched_keys"]:
-        sizes = [
-            f"{key} is {list(there)} there and {list(expected)} in the model"
-            for key, there, expected in sorted(report["mismatched_keys"])
-        ]
-        raise UserError(f"{name}: weights do not match config.json: {some(sizes)}")
-    missing = sorted(report["missing_keys"])
-    unused = sorted(report["unexpected_keys"])
-    backbone = [
-        key for key in missing if key.startswith(prefix) and not HEADS.match(key.removeprefix(prefix))
-    ]
-    if backbone:
-        unknown = f"; the checkpoint has names that the model has not: {some(unused)}" if unused else ""
-        raise UserError(
-            f"{name}: the checkpoint lacks {len(backbone)} weights of the model: {some(backbone)}{unknown}"
-        )
-    return {"newly_initialized": missing, "unused": unused}
-
-
 def _processor(source: Source, kind: str, trust_remote_code: bool) -> tuple[Any, str]:
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
@@ -223,6 +183,17 @@ def _processor(source: Source, kind: str, trust_remote_code: bool) -> tuple[Any,
         # Any trouble with it is told when it is needed: token ids can be scanned without a tokenizer.
         except Exception as error:
             return None, f"{type(error).__name__}: {first_line(error)}"
+
+
+def _recall_conversion(observed: ObservedModel) -> None:
+    """Add what was wrong with a converted file to what is wrong with the result: it was told only then."""
+    conversion = observed.origin.get("gguf")
+    if conversion is None:
+        return
+    for kind, names in conversion["notes"].items():
+        observed.notes[kind] = sorted({*observed.notes[kind], *names})
+    if observed.processor is None:
+        observed.processor_problem = conversion["processor_problem"]
 
 
 def _move(observed: ObservedModel, device: torch.device) -> None:
@@ -248,20 +219,3 @@ def _as_one_line(name: str) -> Iterator[None]:
     # transformers, safetensors and a model's own code raise whatever they like; the cause stays attached.
     except Exception as error:
         raise UserError(f"cannot load {name}: {first_line(error)}") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' warnings: what matters of them is judged and told by us."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.log_levels["error"])
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

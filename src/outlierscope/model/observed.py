@@ -36,9 +36,10 @@ class ObservedModel:
         name: the user's name for it, for messages and ``scan.json``.
         processor: tokenizer or image processor; ``None`` when there is none.
         processor_problem: why there is none, in one line.
-        source: ``live``, or the folder the weights were read from.
+        source: ``live``, or the folder or file the weights were read from.
         revision: commit of a hub model.
         notes: what loading had to report: ``newly_initialized`` and ``unused`` parameter names.
+        origin: how the weights came to be what they are, where they were not simply read (``Source.origin``).
     """
 
     full: nn.Module
@@ -48,6 +49,7 @@ class ObservedModel:
     source: str = "live"
     revision: str | None = None
     notes: dict[str, list[str]] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def module(self) -> nn.Module:
@@ -154,5 +156,6 @@ class ObservedModel:
             "processor_problem": self.processor_problem,
             "fingerprint": self.fingerprint(),
             "notes": self.notes,
+            "origin": self.origin,
             "versions": versions(),
         }

@@ -101,7 +101,7 @@ def summarize(scan: Scan) -> Summary:
     parts = [
         str(model["class"]),
         f"{model['parameters'] / 1e6:,.1f} M parameters",
-        str(model["dtype"]),
+        _dtype(model),
         *shapes,
     ]
     return Summary(
@@ -124,6 +124,14 @@ def summarize(scan: Scan) -> Summary:
         next=_next(scan),
         tables={"sites": model_figures(scan), "layers": layer_rows(scan), "heads": head_rows(scan)},
     )
+
+
+def _dtype(model: dict[str, Any]) -> str:
+    """The dtype that was scanned, and what it was dequantized from."""
+    file = model.get("origin", {}).get("gguf")
+    if file is None:
+        return str(model["dtype"])
+    return f"{model['dtype']} {'dequantized ' if file['quantized'] else ''}from {file['quantization']}"
 
 
 def _formats(scan: Scan) -> list[FormatLine]:

@@ -36,12 +36,12 @@ def scan_weights(
     """Find the weight outliers of a checkpoint, one tensor at a time.
 
     Args:
-        name: hub id, folder or .safetensors file.
+        name: hub id, folder, .safetensors file or .gguf file.
         settings: only ``thresholds`` matter here.
         out: folder of the scan; ``None`` keeps it in memory.
         overwrite: replace whatever scan ``out`` holds.
         revision: branch, tag or commit of a hub model.
-        listener: called with the bytes read and the bytes to read.
+        listener: told of the bytes read and to read, and how far a conversion has come.
 
     Raises:
         UserError: when there is no such checkpoint or it is broken.
@@ -54,7 +54,7 @@ def scan_weights(
     if folder is not None:
         check_folder(folder, overwrite=overwrite)
     listener("reading the headers", 0, None)
-    checkpoint = open_checkpoint(name, revision=revision)
+    checkpoint = open_checkpoint(name, revision=revision, listener=listener)
     total, done = sum(part.bytes for part in checkpoint.parts.found), 0
     weights = []
     for part, summary in checkpoint.summaries(kept_sigma(criteria)):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from outlierscope.errors import UserError
+from outlierscope.listener import silent
 from outlierscope.model.files.shards import TensorEntry, read_header, read_shards, some
 from outlierscope.model.files.source import Source, find_source
 from outlierscope.model.workers import side_by_side
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from io import FileIO
 
     from torch import Tensor
+
+    from outlierscope.listener import Listener
 
 SAMPLED_BYTES = 256
 """Bytes at either end of each tensor that enter the fingerprint."""
@@ -146,7 +149,7 @@ class Checkpoint:
         unmapped = {name: why for name, why in self.names.as_stored.items() if name in kept}
         return {
             "name": source.name,
-            "source": str(source.folder),
+            "source": source.location,
             "revision": source.revision,
             "class": next(iter(source.config.get("architectures") or []), None),
             "run": None,
@@ -164,6 +167,7 @@ class Checkpoint:
                 "left_out": _by_reason(self.parts.left_out),
                 "orientation_assumed": self.parts.orientation_assumed,
             },
+            "origin": source.origin,
             "versions": versions(),
         }
 
@@ -175,12 +179,15 @@ def _by_reason(reasons: dict[str, str]) -> dict[str, dict[str, Any]]:
     return {reason: {"count": len(found), "some": some(found)} for reason, found in names.items()}
 
 
-def open_checkpoint(name: str | Path, *, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    name: str | Path, *, revision: str | None = None, listener: Listener = silent
+) -> Checkpoint:
     """Read and check the headers of a checkpoint's safetensors files.
 
     Args:
-        name: a folder, a hub id, or one .safetensors file.
+        name: a folder, a hub id, one .safetensors file, or a .gguf file (then of its dequantized copy).
         revision: branch, tag or commit of a hub model.
+        listener: told how far a conversion has come.
 
     Raises:
         UserError: when there is no such checkpoint, it holds no safetensors or is broken, or no tensor's name
@@ -190,7 +197,7 @@ def open_checkpoint(name: str | Path, *, revision: str | None = None) -> Checkpo
     if path.suffix == ".safetensors" and path.is_file():
         source, entries = Source(str(name), path.parent, {}), read_header(path)
     else:
-        source = find_source(name, revision=revision)
+        source = find_source(name, revision=revision, listener=listener)
         if not source.safetensors:
             raise UserError(
                 f"{name} has its weights in pickles only; weights alone are read from safetensors: "

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from outlierscope.errors import UserError
-from outlierscope.model.files.source import first_line
-from outlierscope.model.load import model_class, quiet
+from outlierscope.errors import UserError, first_line
+from outlierscope.model.load import model_class
+from outlierscope.model.loading_report import quiet
 from outlierscope.weights.tracing import Piece, Traced
 
 if TYPE_CHECKING:

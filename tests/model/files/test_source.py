@@ -8,8 +8,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from outlierscope.errors import UserError
-from outlierscope.model.files.source import find_source, first_line
+from outlierscope.errors import UserError, first_line
+from outlierscope.model.files.source import find_source
 
 
 class Hub:
@@ -18,11 +18,12 @@ class Hub:
     def __init__(self, cache, files):
         self.files, self.folder, self.fetched = files, cache / "c0ffee", []
 
-    def snapshot_download(self, name, *, revision, allow_patterns, ignore_patterns):
+    def snapshot_download(self, name, *, revision, allow_patterns, ignore_patterns=()):
         self.folder.mkdir(exist_ok=True)
         for path, content in self.files.items():
             wanted = any(fnmatch.fnmatch(path, pattern) for pattern in allow_patterns)
             if wanted and not any(fnmatch.fnmatch(path, pattern) for pattern in ignore_patterns):
+                (self.folder / path).parent.mkdir(exist_ok=True)
                 (self.folder / path).write_text(content)
                 self.fetched.append(path)
         return str(self.folder)
@@ -68,7 +69,7 @@ def test_only_the_weights_that_are_needed_are_fetched(hub, files, fetched, safet
     )
     source = find_source("someone/model")
     assert set(stand_in.fetched) == {"config.json", "tokenizer.json", *fetched}
-    assert (source.safetensors, source.pickle) == (safetensors, not safetensors)
+    assert source.safetensors == safetensors
     assert (source.revision, source.name) == ("c0ffee", "someone/model")
 
 
@@ -82,6 +83,56 @@ def test_a_repository_without_a_model(hub):
     hub(**{"README.md": ""})
     with pytest.raises(UserError, match=r"^someone/model has no config.json"):
         find_source("someone/model")
+
+
+@pytest.fixture
+def converted(monkeypatch, tmp_path):
+    """Which .gguf files were to be converted; the conversion itself is tested elsewhere."""
+    paths = []
+
+    def convert(path, listener):
+        paths.append(path)
+        (tmp_path / "config.json").write_text("{}")
+        return tmp_path, {"file": str(path)}
+
+    monkeypatch.setattr("outlierscope.model.files.gguf_conversion.convert_gguf", convert)
+    return paths
+
+
+@pytest.mark.parametrize("file", ["a-Q4_K_M.gguf", "quantized/a-Q4_K_M.gguf"])
+def test_a_gguf_file_of_a_repository(hub, converted, file):
+    stand_in = hub(**{file: "", "README.md": "", "a-Q8_0.gguf": ""})
+    source = find_source(f"someone/model:{file}", revision="v1")
+    assert stand_in.fetched == [file]
+    assert converted == [stand_in.folder / file]
+    assert (source.name, source.revision) == (f"someone/model:{file}", "c0ffee")
+    with pytest.raises(UserError, match=r"^someone/model has no file b.gguf$"):
+        find_source("someone/model:b.gguf")
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_a_repository_with_one_gguf_file_only(hub, converted, monkeypatch, online):
+    stand_in = hub(**{"README.md": "", "a.gguf": ""})
+    if online:
+        monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name, revision: list(stand_in.files))
+    else:
+        find_source("someone/model:a.gguf")
+        stand_in.fetched.clear()
+    assert find_source("someone/model").revision == "c0ffee"
+    assert stand_in.fetched[-1] == "a.gguf"
+    assert converted[-1] == stand_in.folder / "a.gguf"
+
+
+def test_a_repository_with_several_gguf_files(hub, monkeypatch):
+    stand_in = hub(**{"README.md": "", "a-Q4_0.gguf": "", "a-Q8_0.gguf": ""})
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name, revision: list(stand_in.files))
+    with pytest.raises(UserError) as caught:
+        find_source("someone/model")
+    assert str(caught.value) == (
+        "someone/model has 2 .gguf files (a-Q4_0.gguf, a-Q8_0.gguf); "
+        "say which one, such as someone/model:a-Q4_0.gguf"
+    )
+    assert stand_in.fetched == []
 
 
 @pytest.mark.parametrize(
