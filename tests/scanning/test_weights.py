@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import outlierscope as osc
 from outlierscope.errors import UserError
-from outlierscope.weights.storing import TENSORS
+from outlierscope.weights.summaries import TENSORS
 from tests.model.tiny import edit_weights, save, tiny_llama
 
 COLUMN = ("model.layers.1.mlp.down_proj.weight", 42, 7, -2.0)

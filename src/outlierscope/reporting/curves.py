@@ -20,7 +20,7 @@ from outlierscope.stats.sinks import SinkRates
 
 if TYPE_CHECKING:
     from outlierscope.scanning.scan import Scan
-    from outlierscope.weights.summary import MatrixSummary, RatioFigures
+    from outlierscope.weights.summary import RatioFigures
 
 Row = dict[str, Any]
 
@@ -140,34 +140,36 @@ def weight_rows(scan: Scan) -> list[Row]:
     ``column_quantile_99``, ``column_largest``, ``row_median``, ``row_quantile_99`` and ``row_largest``: of experts
     the median over them of their own medians and 99 % quantiles, and the largest of all.
     """
-    together: dict[tuple[str, int | None, str, str | None], list[MatrixSummary]] = {}
+    together: dict[tuple[str, int | None, str, str | None], list[tuple[RatioFigures, RatioFigures]]] = {}
+    parameters: dict[tuple[str, int | None, str, str | None], set[str]] = {}
     for summary in scan.evidence.weights:
         if summary.column_figures is not None and summary.row_figures is not None:
             own = summary.parameter if summary.expert is None else None
-            together.setdefault((summary.stack, summary.layer, summary.role, own), []).append(summary)
+            key = (summary.stack, summary.layer, summary.role, own)
+            together.setdefault(key, []).append((summary.column_figures, summary.row_figures))
+            parameters.setdefault(key, set()).add(summary.parameter)
     rows = []
-    for (stack, layer, role, _), matrices in together.items():
-        parameters = {matrix.parameter for matrix in matrices}
+    for key, matrices in together.items():
+        stack, layer, role, _ = key
         rows.append(
             {
                 "stack": stack,
                 "layer": layer,
                 "role": role,
-                "parameter": parameters.pop() if len(parameters) == 1 else None,
+                "parameter": next(iter(parameters[key])) if len(parameters[key]) == 1 else None,
                 "matrices": len(matrices),
-                **_distribution("column", [matrix.column_figures for matrix in matrices]),
-                **_distribution("row", [matrix.row_figures for matrix in matrices]),
+                **_distribution("column", [columns for columns, _ in matrices]),
+                **_distribution("row", [rows for _, rows in matrices]),
             }
         )
     return sorted(rows, key=lambda row: (row["stack"], -1 if row["layer"] is None else row["layer"]))
 
 
-def _distribution(noun: str, matrices: list[RatioFigures | None]) -> dict[str, float | None]:
-    known = [figures for figures in matrices if figures is not None]
+def _distribution(noun: str, matrices: list[RatioFigures]) -> dict[str, float | None]:
     return {
-        f"{noun}_median": _finite(median(figures.median for figures in known)),
-        f"{noun}_quantile_99": _finite(median(figures.quantile_99 for figures in known)),
-        f"{noun}_largest": _finite(max(figures.largest for figures in known)),
+        f"{noun}_median": _finite(median(figures.median for figures in matrices)),
+        f"{noun}_quantile_99": _finite(median(figures.quantile_99 for figures in matrices)),
+        f"{noun}_largest": _finite(max(figures.largest for figures in matrices)),
     }
 
 

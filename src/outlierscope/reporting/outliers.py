@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from outlierscope.reporting.wording import counted, layers, number, quoted, shar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class OutlierLine:
     findings: int
     dims: list[int]
     layers: list[int]
-    strongest: Row
+    strongest: dict[str, Any]
 
 
 FIGURES = (
@@ -57,7 +58,7 @@ FIGURES = (
 """Columns of a finding that a program wants beside the words."""
 
 
-def outlier_lines(rows: list[Row]) -> list[OutlierLine]:
+def outlier_lines(rows: Sequence[Row]) -> list[OutlierLine]:
     """One line for each criterion that found something and has words here, in the order of the findings."""
     by_rule: dict[str, list[Row]] = {}
     for row in rows:
@@ -77,7 +78,7 @@ def outlier_lines(rows: list[Row]) -> list[OutlierLine]:
     ]
 
 
-def figures(row: Row) -> Row:
+def figures(row: Row) -> dict[str, Any]:
     """What a finding says in numbers and names, without what does not apply."""
     return {column: row[column] for column in FIGURES if row[column] is not None}
 
@@ -148,10 +149,11 @@ def _weight_lines(noun: str, index: str) -> Callable[[list[Row]], str]:
     def words(rows: list[Row]) -> str:
         peak = max(rows, key=lambda row: row["score"] or 0)
         ratio = json.loads(peak["extra"])["ratio"]
-        matrices = len({row["parameter"] for row in rows})
+        matrices = len({(row["parameter"], row["expert"]) for row in rows})
+        expert = "" if peak["expert"] is None else f", expert {peak['expert']}"
         return (
             f"{counted(len(rows), noun)} in {counted(matrices, 'matrix', 'matrices')}, strongest: {noun} {peak[index]} of "
-            f"{peak['parameter']}, largest over mean {number(ratio)}"
+            f"{peak['parameter']}{expert}, largest over mean {number(ratio)}"
         )
 
     return words

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from outlierscope.reporting.curves import head_rows, layer_rows, model_figures, weight_rows
 from outlierscope.reporting.summary import summarize
 from outlierscope.reporting.wording import number, quoted
+from outlierscope.scanning.findings import TableRow, table_rows
 from outlierscope.version import __version__
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ def render_page(scan: Scan) -> str:
         trim_blocks=True,
     )
     environment.filters["shown"] = _shown
-    rows: list[dict[str, Any]] = []
+    rows: list[TableRow] = []
     seen: dict[str, int] = {}
-    for row in scan.findings.to_pylist():
+    for row in table_rows(scan.findings):
         seen[row["criterion"]] = seen.get(row["criterion"], 0) + 1
         if seen[row["criterion"]] <= MOST_OF_EACH:
             rows.append(row)
@@ -69,7 +70,7 @@ def render_page(scan: Scan) -> str:
     )
 
 
-def _cell(row: dict[str, Any], column: str) -> Any:
+def _cell(row: TableRow, column: str) -> Any:
     if column == "token" and row["token_id"] is not None:
         return quoted(row["token"], row["token_id"])
     return row[column]

@@ -15,6 +15,7 @@ from outlierscope.reporting.curves import head_rows, layer_rows, model_figures
 from outlierscope.reporting.heads import attention_figures, attention_summaries, head_lines
 from outlierscope.reporting.outliers import OutlierLine, figures, outlier_lines
 from outlierscope.reporting.wording import counted, layers, number, quoted, share, some
+from outlierscope.scanning.findings import table_rows
 from outlierscope.scanning.settings import KINDS
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Summary:
 def summarize(scan: Scan) -> Summary:
     """Put a scan into words."""
     formats = _formats(scan)
-    outliers = outlier_lines(scan.findings.to_pylist())
+    outliers = outlier_lines(table_rows(scan.findings))
     attention = attention_summaries(scan)
     model = scan.manifest["model"]
     stacks = scan.evidence.anatomy.stacks.values()

@@ -27,7 +27,7 @@ from outlierscope.scanning.store import (
     write_tensors,
 )
 from outlierscope.stats.measurements import Measurements
-from outlierscope.weights.storing import summaries_from_tensors, summaries_to_tensors
+from outlierscope.weights.summaries import WeightSummaries
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,7 +121,7 @@ class Scan:
         check_folder(folder, overwrite=overwrite)
         (folder / MANIFEST).unlink(missing_ok=True)
         clear_half_written(folder)
-        tensors, described = summaries_to_tensors(self.evidence.weights)
+        tensors, described = WeightSummaries(self.evidence.weights).to_tensors()
         files = {
             STATS: write_tensors(folder / STATS, self.evidence.measurements.state()),
             WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"summaries": json.dumps(described)}),
@@ -181,7 +181,7 @@ class Scan:
         evidence = ScanEvidence(
             anatomy,
             facts,
-            summaries_from_tensors(
+            WeightSummaries.from_tensors(
                 {name: get_weight(name) for name in names}, _weights_metadata(folder / WEIGHTS)
             ),
             measurements,
@@ -265,9 +265,9 @@ def _texts_of(findings: pa.Table) -> dict[int, str]:
     }
 
 
-def _weights_metadata(path: Path) -> list[dict[str, Any]]:
+def _weights_metadata(path: Path) -> dict[str, list[Any]]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        metadata: list[dict[str, Any]] = json.loads(file.metadata()["summaries"])
+        metadata: dict[str, list[Any]] = json.loads(file.metadata()["summaries"])
     return metadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from outlierscope.scanning.scan import Scan, check_folder, clear_folder
 from outlierscope.scanning.settings import ScanSettings
 from outlierscope.stats.measurements import Measurements
 from outlierscope.weights.checkpoint import open_checkpoint
+from outlierscope.weights.summaries import WeightSummaries
 
 if TYPE_CHECKING:
     from outlierscope.listener import Listener
@@ -56,16 +58,21 @@ def scan_weights(
     listener("reading the headers", 0, None)
     checkpoint = open_checkpoint(name, revision=revision, listener=listener)
     total, done = sum(part.bytes for part in checkpoint.parts.found), 0
-    weights = []
+    weights, nonfinite = WeightSummaries(), Counter[str]()
     for part, summary in checkpoint.summaries(kept_sigma(criteria)):
         weights.append(summary)
+        if summary.nonfinite:
+            nonfinite[summary.parameter] += summary.nonfinite
         done += part.bytes
         listener("reading the weights", done, total)
+    listener("applying the criteria", 0, None)
     anatomy = Anatomy(
         stacks={}, proved=None, reason="weights alone were read: roles come from the tensors' names"
     )
     evidence = ScanEvidence(anatomy, Corpus(0, 0, 0, 0, 0, ()), weights, Measurements())
     findings, not_applied = judge(criteria, evidence)
+    findings.reverse()  # taken from the end, so that each is let go as soon as it stands in the table
+    table = to_table(findings.pop() for _ in range(len(findings)))
     manifest = {
         "model": checkpoint.describe(),
         "corpus": {"source": None},
@@ -75,13 +82,13 @@ def scan_weights(
         "anatomy": anatomy.describe(),
         "self_check": {},
         "read": vars(Progress()) | {"class_names": [], "tensors": len(weights)},
-        "nonfinite": {item.parameter: item.nonfinite for item in weights if item.nonfinite},
+        "nonfinite": dict(nonfinite),
         "not_observed": [
             {"what": "activations and attention", "why": "only the weights were asked for"},
             *({"what": item.criterion, "why": item.reason} for item in not_applied),
         ],
     }
-    result = Scan(evidence=evidence, findings=to_table(findings), manifest=manifest, examples={})
+    result = Scan(evidence=evidence, findings=table, manifest=manifest, examples={})
     if folder is not None:
         clear_folder(folder)
         result.save(folder, overwrite=True)

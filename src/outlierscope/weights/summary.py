@@ -21,7 +21,7 @@ TOP = 5
 QUANTILES = torch.tensor([0.5, 0.99, 1.0], dtype=torch.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RatioFigures:
     """How the ratios of all columns, or of all rows, of one matrix are distributed.
 
@@ -54,7 +54,7 @@ class RatioFigures:
         return cls(len(ratios), float(exact.mean()), std, median, high, largest)
 
 
-@dataclass
+@dataclass(slots=True)
 class MatrixSummary:
     """What is kept of one weight matrix or norm parameter.
 
