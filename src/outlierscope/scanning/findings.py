@@ -84,7 +84,10 @@ class TableRow(Mapping[str, Any]):
         if column in LONG_TEXT:
             return self._table.column(column)[self._index].as_py()
         if column not in self._columns:
-            self._columns[column] = self._table.column(column).to_pylist()
+            # Few names and numbers come again and again: each is held once.
+            once: dict[Any, Any] = {}
+            chunks = (chunk.to_pylist() for chunk in self._table.column(column).chunks)
+            self._columns[column] = [once.setdefault(value, value) for chunk in chunks for value in chunk]
         return self._columns[column][self._index]
 
     def __iter__(self) -> Iterator[str]:
