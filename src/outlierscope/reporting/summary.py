@@ -129,9 +129,12 @@ def summarize(scan: Scan) -> Summary:
 
 def _dtype(model: dict[str, Any]) -> str:
     """The dtype that was scanned, and what it was dequantized from."""
-    file = model.get("origin", {}).get("gguf")
-    if file is None:
+    origin = model.get("origin", {})
+    if "quantization" in origin:
+        return f"{model['dtype']} dequantized from {origin['quantization']['quantization']}"
+    if "gguf" not in origin:
         return str(model["dtype"])
+    file = origin["gguf"]
     return f"{model['dtype']} {'dequantized ' if file['quantized'] else ''}from {file['quantization']}"
 
 

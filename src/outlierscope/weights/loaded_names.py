@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from outlierscope.errors import UserError, first_line
-from outlierscope.model.load import model_class
+from outlierscope.model.build import model_class
 from outlierscope.model.loading_report import quiet
 from outlierscope.weights.tracing import Piece, Traced
 
