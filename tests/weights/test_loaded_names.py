@@ -13,10 +13,12 @@ from transformers import conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter
 
 import outlierscope as osc
-from outlierscope.model.files.shards import read_shards
+from outlierscope.model.files.shards import TensorEntry, read_shards
 from outlierscope.model.files.source import find_source
 from outlierscope.weights.checkpoint import open_checkpoint
-from outlierscope.weights.loaded_names import loaded_names
+from outlierscope.weights.loaded_names import LoadedNames, LoadedParameter, loaded_names
+from outlierscope.weights.parts import find_parts
+from outlierscope.weights.tracing import Piece
 from tests.model.tiny import edit_config, edit_weights, save, tiny_bert, tiny_gpt2, tiny_llama
 
 SIZES = {
@@ -38,6 +40,40 @@ MODELS = {
     "GraniteMoe": ({**GROUPED, "num_local_experts": 3}, "GraniteMoeForCausalLM"),
     "GptOss": ({**GROUPED, "num_local_experts": 3, "head_dim": 8}, "GptOssForCausalLM"),
     "Phi3": ({**GROUPED, "pad_token_id": 0, "eos_token_id": 1}, "Phi3ForCausalLM"),
+    "DeepseekV3": (
+        {
+            **SIZES,
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 40,
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+            "num_experts_per_tok": 2,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 8,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+        "DeepseekV3ForCausalLM",
+    ),
+    "Llama4Text": (
+        {**GROUPED, "intermediate_size_mlp": 56, "num_local_experts": 3, "head_dim": 8},
+        "Llama4ForCausalLM",
+    ),
+    "Gemma3": (
+        {
+            "text_config": {**GROUPED, "head_dim": 8},
+            "vision_config": {**SIZES, **IMAGE},
+            "mm_tokens_per_image": 4,
+        },
+        "Gemma3ForConditionalGeneration",
+    ),
+    "T5": (
+        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 64},
+        "T5ForConditionalGeneration",
+    ),
     "Bert": (SIZES, "BertForMaskedLM"),
     "ViT": ({**SIZES, **IMAGE}, "ViTModel"),
     "CLIPText": (SIZES, "CLIPTextModel"),
@@ -193,6 +229,23 @@ def test_fused_projections_that_loading_cuts(tmp_path, monkeypatch):
             summary.column_ratio.double(), magnitude.amax(0) / magnitude.mean(0), rtol=1e-6, atol=0.0
         )
         assert summary.rows is None
+
+
+def test_linear_layers_without_a_telling_name_are_those_of_blocks_alone(tmp_path):
+    folder = save(make("DeepseekV3"), tmp_path)
+    found = {part.place.parameter: part.place.role for part in open_checkpoint(folder).parts.found}
+    others = [name.removeprefix("model.layers.") for name, role in found.items() if role == "other"]
+    latent = ("kv_a_proj_with_mqa", "kv_b_proj", "q_a_proj", "q_b_proj")
+    assert sorted(others) == [f"{layer}.self_attn.{name}.weight" for layer in (0, 1) for name in latent]
+
+    # A head of numbered layers is no block.
+    shape = (2, 32)
+    names = [f"pooler.{index}.weight" for index in (0, 1)]
+    entries = [TensorEntry(name, tmp_path, "F32", shape, 0, 256) for name in names]
+    parameters = [
+        LoadedParameter(name, shape, (Piece.whole(name, shape),), transposed=False) for name in names
+    ]
+    assert find_parts(LoadedNames(parameters, {}), entries, {}).found == []
 
 
 def names_note(folder):

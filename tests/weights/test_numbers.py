@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from outlierscope.errors import UserError
@@ -117,6 +118,35 @@ def test_experts_in_one_tensor(tmp_path, scales):
         block = (4 // grid.shape[0], 6 // grid.shape[1])
         weight = quantized[expert].float() * by_block(grid, block, (4, 6))
         assert summary.absmax == float(weight.abs().max())
+
+
+def test_powers_of_two_as_scales(folder):
+    quantized = torch.randn(SHAPE).to(torch.float8_e4m3fn)
+    scales = torch.tensor([[0.25, 8.0, 1.0]]).to(torch.float8_e8m0fnu)
+    put(folder, quantized, scales, "scale")
+    (summary,) = read(folder)
+    check(summary, quantized.float() * by_block(scales, (32, 32), SHAPE))
+
+
+def test_an_expert_of_its_own_within_a_joined_parameter(tmp_path):
+    """Names and scales together: a quantized gate becomes a part of the loaded model's gate_up_proj."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 160, "intermediate_size": 32, "num_attention_heads": 4, "vocab_size": 64}
+    more = {"num_local_experts": 2, "num_hidden_layers": 1, "num_key_value_heads": 2}
+    folder = save(transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **more)), tmp_path)
+    name = "model.layers.0.block_sparse_moe.experts.1.w3.weight"
+    quantized, scales = torch.randn(32, 160).to(torch.float8_e4m3fn), torch.tensor([[0.5, 3.0]])
+    put(folder, quantized, scales, name=name)
+    (summary,) = read(folder, name)
+    assert (summary.parameter, summary.expert, summary.role, summary.rows) == (
+        "model.layers.0.mlp.experts.gate_up_proj",
+        1,
+        "up",
+        (32, 64),
+    )
+    weight = quantized.float() * by_block(scales, (128, 128), (32, 160))
+    assert torch.equal(summary.column_extreme, weight[summary.column_argmax, summary.column_index])
+    assert summary.absmax == float(weight.abs().max())
 
 
 def test_without_scales_eight_bit_floats_are_what_they_say(folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from outlierscope.model.files.orientation import orient
+from outlierscope.model.files.orientation import READS_RESIDUAL, WRITES_RESIDUAL, block_of, orient
 from outlierscope.model.files.tensor_names import TensorRole, read_tensor_name
 from outlierscope.weights.numbers import SCALED, Scale, find_scale
 from outlierscope.weights.summary import WeightPlace
@@ -68,7 +68,7 @@ class Parts:
 
 
 def find_parts(names: LoadedNames, entries: Sequence[TensorEntry], config: Mapping[str, Any]) -> Parts:
-    """Every part of a checkpoint that a name gives a role.
+    """Every part of a checkpoint that a name gives a role, and all other linear layers of the loaded model's blocks.
 
     Args:
         names: what becomes of the tensors.
@@ -86,11 +86,17 @@ def find_parts(names: LoadedNames, entries: Sequence[TensorEntry], config: Mappi
     )
     parts = Parts([], {}, [name for name, how in oriented.items() if how.assumed])
     stack = _default_stack(config)
+    blocks = {
+        block_of(item.name, role) for item, role in told if role.role in READS_RESIDUAL + WRITES_RESIDUAL
+    }
     for parameter, of_parameter in told:
         how = oriented.get(parameter.name)
+        transposed = how.transposed if how is not None else bool(parameter.transposed)
         for piece in parameter.pieces:
             entry, (scale, unreadable) = by_name[piece.source], scales[piece.source]
             role = _role(parameter, piece, of_parameter)
+            if role.role is None and parameter.transposed is not None:
+                role = replace(role, role="other" if block_of(parameter.name, role) in blocks else None)
             reason = _reason_to_leave_out(entry, role, unreadable)
             if entry.name in scaling:
                 reason = "scales, which the weights are multiplied by"
@@ -99,23 +105,10 @@ def find_parts(names: LoadedNames, entries: Sequence[TensorEntry], config: Mappi
             if reason:
                 parts.left_out[entry.name] = reason
                 continue
-            place = WeightPlace(
-                role.stack or stack,
-                role.layer,
-                role.role or "",
-                role.module,
-                parameter.name,
-                stored=entry.name,
-            )
-            transposed = how is not None and how.transposed
-            parts.found.extend(
-                _parts(
-                    parameter,
-                    piece,
-                    role,
-                    Part(entry, place, 0, (0, entry.shape[0]), (0, 1), transposed, scale),
-                )
-            )
+            names_and_role = (role.stack or stack, role.layer, role.role or "", role.module, parameter.name)
+            place = WeightPlace(*names_and_role, stored=entry.name)
+            whole = Part(entry, place, 0, (0, entry.shape[0]), (0, 1), transposed, scale)
+            parts.found.extend(_parts(parameter, piece, role, whole))
     order = {entry.name: number for number, entry in enumerate(entries)}
     parts.found.sort(key=lambda part: (order[part.entry.name], part.index, part.rows))
     return parts

@@ -43,6 +43,8 @@ encoder 1 up         encoder.block.1.layer.1.DenseReluDense.wi_1.weight
 encoder 1 down       encoder.block.1.layer.1.DenseReluDense.wo.weight
 decoder 2 k          decoder.block.2.layer.1.EncDecAttention.k.weight
 none    8 gate_up    model.layers.8.mlp.Wi.weight
+encoder 1 up         wav2vec2.encoder.layers.1.feed_forward.intermediate_dense.weight
+encoder 1 down       wav2vec2.encoder.layers.1.feed_forward.output_dense.weight
 none    8 down       model.layers.8.mlp.Wo.weight
 none    8 o          model.layers.8.attn.Wo.weight
 none    8 qkv        model.layers.8.attn.Wqkv.weight

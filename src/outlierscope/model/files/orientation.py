@@ -52,7 +52,7 @@ def orient(
     for name, shape, role in roles:
         if role.role not in READS_RESIDUAL + WRITES_RESIDUAL or len(shape) < 2:
             continue
-        width = widths.get(_block_of(name, role), hidden_size)
+        width = widths.get(block_of(name, role), hidden_size)
         rows_match, columns_match = (size == width for size in shape[-2:])
         if name in known:
             told[name] = known[name]
@@ -74,10 +74,17 @@ def _widths(roles: Sequence[tuple[str, tuple[int, ...], TensorRole]]) -> dict[st
     sizes: dict[str, Counter[int]] = defaultdict(Counter)
     for name, shape, role in roles:
         if role.role == "norm" and role.layer is not None:
-            sizes[_block_of(name, role)][shape[0]] += 1
+            sizes[block_of(name, role)][shape[0]] += 1
     return {block: max(counts, key=lambda size: (counts[size], size)) for block, counts in sizes.items()}
 
 
-def _block_of(name: str, role: TensorRole) -> str:
+def block_of(name: str, role: TensorRole) -> str:
+    """The part of a name that all tensors of its block share.
+
+    >>> from outlierscope.model.files.tensor_names import read_tensor_name
+    >>> name = "model.layers.3.mlp.down_proj.weight"
+    >>> block_of(name, read_tensor_name(name, 2))
+    'model.layers.3'
+    """
     before, number, _ = name.partition(f".{role.layer}.")
     return before + number

@@ -17,9 +17,10 @@ WORDS = {
     "qkv": "qkv_proj query_key_value c_attn wqkv qkv w_pack qkv_lin in_proj in_proj_weight",
     "o": "o_proj out_proj o out_lin to_out attn_out",
     "gate": "gate_proj w1 wi_0",
-    "up": "up_proj fc1 c_fc wi wi_1 w3 dense_h_to_4h lin1 fc_in linear1 linear_1 ffn layer_1 intermediate",
+    "up": "up_proj fc1 c_fc wi wi_1 w3 dense_h_to_4h lin1 fc_in linear1 linear_1 ffn layer_1 intermediate "
+    "intermediate_dense",
     "gate_up": "gate_up_proj",
-    "down": "down_proj fc2 w2 dense_4h_to_h lin2 fc_out linear2 linear_2 ffn_output layer_2",
+    "down": "down_proj fc2 w2 dense_4h_to_h lin2 fc_out linear2 linear_2 ffn_output layer_2 output_dense",
 }
 """The last word of a matrix's name (in lower case) where that alone tells its role."""
 
