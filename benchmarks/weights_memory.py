@@ -2,7 +2,8 @@
 
 Writes a checkpoint into a temporary folder, then, each in a process of its own and in turns: scans it as `--only
 weight` does, folder and report included, and reads every tensor with safetensors and takes abs().max(). Prints the
-peak resident memory of both, and the ratio of their times (medians, after one run that warms the page cache).
+peak resident memory of both, and the ratio of their times (medians, after one run that warms the page cache). Processor
+time is told too, as it depends less on what else the machine does.
 
     python benchmarks/weights_memory.py                  # 7B: a decoder of Llama 2 7B's shape, bfloat16, a shard a layer
     python benchmarks/weights_memory.py --layers 8       # less of it
@@ -161,6 +162,7 @@ def run_task(options: argparse.Namespace) -> None:
     import outlierscope.scanning.weights  # noqa: F401  (imports do not count as time)
 
     folder: Path = options.folder
+    before = resource.getrusage(resource.RUSAGE_SELF)
     start = time.perf_counter()
     if options.task == "write":
         figures: dict[str, int] = {}
@@ -171,8 +173,9 @@ def run_task(options: argparse.Namespace) -> None:
     else:
         figures = scan(folder) if options.task == "scan" else read(folder)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds, "peak": peak, **figures}))
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps({"seconds": seconds, "processor": processor, "peak": after.ru_maxrss * 1024, **figures}))
 
 
 def main() -> None:
@@ -210,10 +213,17 @@ def main() -> None:
         times = [pair[index]["seconds"] for pair in pairs]
         highest = max(pair[index]["peak"] for pair in pairs) / GIBIBYTE
         spread = f"{min(times):.1f} to {max(times):.1f}"
-        print(f"{name}: {statistics.median(times):.1f} s ({spread}), peak {highest:.2f} GiB resident")
-    ratios = [first["seconds"] / second["seconds"] for first, second in pairs]
-    print(f"time ratio: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    told = {name: value for name, value in pairs[0][0].items() if name not in ("seconds", "peak")}
+        processor = statistics.median(pair[index]["processor"] for pair in pairs)
+        print(
+            f"{name}: {statistics.median(times):.1f} s ({spread}), {processor:.1f} s of processor time, "
+            f"peak {highest:.2f} GiB resident"
+        )
+    for name, noun in (("seconds", "time"), ("processor", "processor time")):
+        ratios = [first[name] / second[name] for first, second in pairs]
+        print(f"{noun} ratio: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    told = {
+        name: value for name, value in pairs[0][0].items() if name not in ("seconds", "processor", "peak")
+    }
     print("scan: " + ", ".join(f"{value:,.0f} {name}" for name, value in told.items()))
 
 
