@@ -20,6 +20,7 @@ class Tap:
         factor: number by which the tensor is multiplied to give the site (residual multipliers).
         scale_parameter: full name of a parameter by which it is multiplied element by element (layer
             scale that is no module), or ``None``.
+        call: which call of the module in one forward pass, from 0 (blocks that share a module call it in turn).
     """
 
     module: str
@@ -28,6 +29,7 @@ class Tap:
     argument: str | None = None
     factor: float = 1.0
     scale_parameter: str | None = None
+    call: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class AttentionPlace:
         causal: whether a query sees only keys at or before its own position.
         window: sliding window in tokens as the family states it, or ``None`` for full attention. Causal: a
             query sees itself and ``window - 1`` keys before; bidirectional: up to ``window`` on either side.
+        call: which call of the module in one forward pass, from 0.
     """
 
     module: str
@@ -53,6 +56,7 @@ class AttentionPlace:
     head_dim: int
     causal: bool
     window: int | None = None
+    call: int = 0
 
 
 @dataclass(frozen=True)

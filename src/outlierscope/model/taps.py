@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -39,7 +41,10 @@ class Taps:
     def __init__(self, module: nn.Module, anatomy: Anatomy, sites: Iterable[Site], consume: Consume) -> None:
         self.module = module
         self.consume = consume
-        self.shape: tuple[int, int] | None = None
+        self._entered: dict[
+            str, tuple[int, ...]
+        ] = {}  # stack -> leading dims of what entered its first block
+        self._calls: Counter[Site] = Counter()
         self._anatomy = anatomy
         self._taps: dict[Site, Tap] = {}
         for site in sites:
@@ -52,7 +57,7 @@ class Taps:
 
     def __enter__(self) -> Self:
         try:
-            self._watch_shape()
+            self._watch_entrances()
             for site, tap in self._taps.items():
                 self._attach(site, tap)
         except BaseException:
@@ -70,18 +75,28 @@ class Taps:
         while self._handles:
             self._handles.pop().remove()
 
-    def _watch_shape(self) -> None:
-        # Some families flatten the batch before the MLP; the input of the stack's first block still has both.
-        for stack in {site.stack for site in self._taps}:
-            entrance = self._anatomy.stacks[stack].taps.get("embed")
+    def _watch_entrances(self) -> None:
+        for name in {site.stack for site in self._taps}:
+            stack = self._anatomy.stacks[name]
+            sites = [site for site in self._taps if site.stack == name]
+
+            def begin(_module: nn.Module, _args: object, sites: list[Site] = sites) -> None:
+                self._calls.update({site: -self._calls[site] for site in sites})
+
+            self._handles.append(self.module.get_submodule(stack.entry).register_forward_pre_hook(begin))
+            entrance = stack.taps.get("embed")
             if entrance is None:
                 continue
 
             def remember(
-                _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Tap = entrance
+                _module: nn.Module,
+                args: tuple[Any, ...],
+                kwargs: dict[str, Any],
+                tap: Tap = entrance,
+                name: str = name,
             ) -> None:
                 hidden = args[tap.index] if tap.argument is None else kwargs[tap.argument]
-                self.shape = (hidden.shape[0], hidden.shape[1])
+                self._entered[name] = tuple(hidden.shape[:-1])
 
             module = self.module.get_submodule(entrance.module)
             self._handles.append(module.register_forward_pre_hook(remember, with_kwargs=True))
@@ -96,24 +111,58 @@ class Taps:
                 tensor = tensor * tap.factor
             if scale is not None:
                 tensor = tensor * scale.detach().reshape(-1).to(tensor.dtype)
-            self.consume(site, self._by_token(tensor))
+            self.consume(site, by_token(tensor, self._entered.get(site.stack)))
+
+        def is_meant() -> bool:
+            self._calls[site] += 1
+            return self._calls[site] == tap.call + 1
 
         def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hand_over(args[tap.index] if tap.argument is None else kwargs[tap.argument])
+            if is_meant():
+                hand_over(args[tap.index] if tap.argument is None else kwargs[tap.argument])
 
-        def on_output(_module: nn.Module, _args: object, output: Tensor | Sequence[Tensor]) -> None:
-            hand_over(output if isinstance(output, Tensor) else output[tap.index])
+        def on_output(
+            _module: nn.Module, _args: object, output: Tensor | Sequence[Tensor] | dict[str, Tensor]
+        ) -> None:
+            if is_meant():
+                values = tuple(output.values()) if isinstance(output, dict) else output
+                hand_over(values if isinstance(values, Tensor) else values[tap.index])
 
         if tap.side == "input":
             self._handles.append(module.register_forward_pre_hook(on_input, with_kwargs=True))
         else:
             self._handles.append(module.register_forward_hook(on_output))
 
-    def _by_token(self, tensor: Tensor) -> Tensor:
-        if tensor.ndim == 3:
-            return tensor
-        if tensor.ndim == 2 and self.shape is not None:
-            return tensor.reshape(*self.shape, -1)  # [B * T, d] -> [B, T, d]
-        if tensor.ndim == 4:
-            return tensor.flatten(2)  # [B, T, H, D] -> [B, T, H * D]
-        raise ValueError(f"a site's tensor of shape {list(tensor.shape)} is not by token")
+
+def by_token(tensor: Tensor, entered: tuple[int, ...] | None) -> Tensor:
+    """A site's tensor as [B, T, d], whatever dims its family gives it.
+
+    Args:
+        tensor: of any of the shapes named below.
+        entered: leading dims of the hidden states that entered the stack: (B, T); (N,) where the patches of all
+            images are packed into one row; (B, H, W) where they lie on a grid.
+
+    Raises:
+        ValueError: for a tensor of another shape.
+
+    >>> import torch
+    >>> by_token(torch.zeros(6, 8), (2, 3)).shape  # a flattened batch
+    torch.Size([2, 3, 8])
+    >>> by_token(torch.zeros(2, 3, 4, 5), (2, 3)).shape  # heads
+    torch.Size([2, 3, 20])
+    >>> by_token(torch.zeros(2, 3, 4, 5), (2, 3, 4)).shape  # a grid of patches
+    torch.Size([2, 12, 5])
+    >>> by_token(torch.zeros(7, 5), (7,)).shape  # packed patches
+    torch.Size([1, 7, 5])
+    """
+    if entered is not None:
+        batch, tokens = (1, *entered) if len(entered) == 1 else (entered[0], math.prod(entered[1:]))
+        if len(entered) != 2 and tuple(tensor.shape[: len(entered)]) == entered:
+            return tensor.reshape(batch, tokens, -1)
+        if tensor.ndim == 2:
+            return tensor.reshape(batch, tokens, -1)  # [B * T, d] -> [B, T, d]
+    if tensor.ndim == 3:
+        return tensor
+    if tensor.ndim == 4:
+        return tensor.flatten(2)  # [B, T, H, D] -> [B, T, H * D]
+    raise ValueError(f"a site's tensor of shape {list(tensor.shape)} is not by token")

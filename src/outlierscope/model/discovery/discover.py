@@ -108,7 +108,7 @@ def _discover_layer(
             index, block.module, "unknown", missing=dict.fromkeys(INNER_SITES, found.trouble)
         ), ""
     try:
-        arguments = whole.arguments[block.module]
+        arguments = whole.arguments[block.module, 0]
         trial = run_trial(root, block.module, block.entrance, block.exit, arguments, parameters, seed=index)
         return block_anatomy(trial, index, stack), ""
     except ProofError as error:

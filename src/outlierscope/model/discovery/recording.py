@@ -37,6 +37,7 @@ class Passage:
         value: a copy of the tensor as it passed.
         origin: autograd's node of what computed it; ``None`` where gradients were off.
         order: rises with every passage of a recording.
+        call: which call of the module it belongs to, from 0.
     """
 
     module: str
@@ -46,11 +47,12 @@ class Passage:
     value: Tensor
     origin: Node | None
     order: int
+    call: int = 0
 
     @property
     def tap(self) -> Tap:
         """Where to read this tensor again."""
-        return Tap(self.module, self.side, self.index, self.argument)
+        return Tap(self.module, self.side, self.index, self.argument, call=self.call)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +84,15 @@ class Recording:
         passages: in the order in which they happened.
         attention: calls of the attention function, in order.
         calls: how often each module was called.
-        arguments: what modules were called with (those that were asked for), as it came: (args, kwargs).
+        arguments: what modules were called with (those that were asked for), as it came: by module and call,
+            (args, kwargs).
         parameters: random parameters by full name, where the pass ran with such; else empty.
     """
 
     passages: list[Passage] = field(default_factory=list)
     attention: list[AttentionCall] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
-    arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    arguments: dict[tuple[str, int], tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
     parameters: dict[str, Tensor] = field(default_factory=dict)
 
     def of(self, module: str) -> list[Passage]:
@@ -110,7 +113,8 @@ class Recording:
             KeyError: where the module was never called, or passes no such tensor.
         """
         for passage in self.passages:
-            if (passage.module, passage.side, passage.argument) == (tap.module, tap.side, tap.argument) and (
+            place = (passage.module, passage.call, passage.side, passage.argument)
+            if place == (tap.module, tap.call, tap.side, tap.argument) and (
                 tap.argument is not None or passage.index == tap.index
             ):
                 return passage
@@ -169,15 +173,16 @@ class _Recorder:
             if tensor.is_floating_point() and self.keep(name, tensor):
                 order = len(self.recording.passages)
                 value = tensor.detach().clone()
+                call = self.recording.calls[name] - 1
                 self.recording.passages.append(
-                    Passage(name, side, index, argument, value, tensor.grad_fn, order)
+                    Passage(name, side, index, argument, value, tensor.grad_fn, order, call)
                 )
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name = self.names[id(module)]
+        if name in self.arguments_of:
+            self.recording.arguments[name, self.recording.calls[name]] = (args, kwargs)
         self.recording.calls[name] += 1
-        if name in self.arguments_of and name not in self.recording.arguments:
-            self.recording.arguments[name] = (args, kwargs)
         self.passes(name, "input", args)
         self.passes(name, "input", kwargs, keywords=True)
 
