@@ -5,10 +5,12 @@ by hooks of this script's own, on the first tokens of the same data, and the mod
 unquantized one. Measured are
 
 - for every model: the relative change of the last hidden state, and of its mean over the tokens;
-- for causal language models: the increase of the loss, twice. To first order the effect of a rounding error on the
+- for causal language models: the increase of the loss. To first order the effect of a rounding error on the
   loss is as often a gain as a loss; over many texts it averages out, on a few thousand tokens it is most of what is
-  seen. So every input is also measured with its rounding errors reversed, and the mean of both, from which
-  the first order is gone, stands beside the plain increase.
+  seen. So two figures without that first order stand beside the plain increase: its mean over all tokens that the
+  unquantized model could have expected instead of the one that came (the Kullback-Leibler divergence of
+  its predictions from the quantized model's), and, unless ``--one-sided``, the mean of the increases with the rounding
+  errors as they are and reversed.
 
     python benchmarks/int8_ranking.py                              # the demo model on the embedded corpus
     python benchmarks/int8_ranking.py MODEL --data FILE --scan-tokens 32768 --tokens 4096 [--one-sided]
@@ -54,6 +56,7 @@ class Measured:
     pooled_error: float = 0.0
     pooled_energy: float = 0.0
     loss: list[float] = field(default_factory=list)
+    expected_loss: list[float] = field(default_factory=list)
     reversed_loss: list[float] = field(default_factory=list)
 
     @property
@@ -109,11 +112,13 @@ class Output:
         hidden: [N, d] last hidden states.
         pooled: [B, d] their means.
         loss: [M] cross-entropy of the tokens that predict another one, or ``None``.
+        log_probabilities: [M, V] of every possible next token, or ``None``.
     """
 
     hidden: Tensor
     pooled: Tensor
     loss: Tensor | None = None
+    log_probabilities: Tensor | None = None
 
 
 def is_causal(observed: ObservedModel) -> bool:
@@ -139,8 +144,15 @@ def run(observed: ObservedModel, inputs: dict[str, Tensor], real: Tensor) -> Out
     if limit:
         logits = torch.tanh(logits / limit) * limit
     targets = inputs["input_ids"][:, 1:][pairs]  # [M]
-    loss = logits.logsumexp(-1) - logits.gather(1, targets[:, None])[:, 0]
-    return Output(hidden[real], pooled, loss)
+    log_probabilities = logits.log_softmax(-1)
+    loss = -log_probabilities.gather(1, targets[:, None])[:, 0]
+    return Output(hidden[real], pooled, loss, log_probabilities)
+
+
+def divergence(expected: Tensor, given: Tensor) -> list[float]:
+    """Kullback-Leibler divergence of each row, from log probabilities [M, V]."""
+    rows = [(p.exp() * (p - q)).sum() for p, q in zip(expected, given, strict=True)]
+    return [float(row) for row in rows]
 
 
 def measure(
@@ -166,7 +178,10 @@ def measure(
             result.pooled_error += float((output.pooled - plain.pooled).double().square().sum())
             result.pooled_energy += float(plain.pooled.double().square().sum())
             if output.loss is not None and plain.loss is not None:
+                assert plain.log_probabilities is not None  # noqa: S101  (as there is a loss)
+                assert output.log_probabilities is not None  # noqa: S101
                 result.loss += (output.loss - plain.loss).tolist()
+                result.expected_loss += divergence(plain.log_probabilities, output.log_probabilities)
                 if not mirrored:
                     continue
                 with quantized(observed.full, names, item.step, sign=-1):
@@ -180,11 +195,14 @@ def measure(
 
 def report(inputs: list[tuple[LinearInput, list[str]]], measured: list[Measured]) -> None:
     """The table and the correlations."""
-    losses = {"increase of the loss": [result.loss for result in measured]} if measured[0].loss else {}
+    losses = {}
+    if measured[0].loss:
+        losses["increase of the loss"] = [result.loss for result in measured]
+        losses["the same, expected"] = [result.expected_loss for result in measured]
     if measured[0].reversed_loss:
-        losses["increase of the loss, mirrored"] = [result.mirrored_loss for result in measured]
+        losses["the same, mirrored"] = [result.mirrored_loss for result in measured]
     header = f"{'input':20} {'predicted':>10} {'SQNR dB':>8} {'hidden':>9} {'pooled':>9}"
-    columns = ("loss", "mirrored")[: len(losses)]
+    columns = ("loss", "expected", "mirrored")[: len(losses)]
     print(header + "".join(f" {column:>9} {'+-':>8}" for column in columns))
     for row, ((item, _), result) in enumerate(zip(inputs, measured, strict=True)):
         line = f"{item.site!s:20} {item.damage:10.2e} {item.sqnr:8.1f}"
