@@ -329,7 +329,6 @@ def test_a_module_without_a_config():
             True,
         ),
         ("AlbertModel", TEXT | {"embedding_size": 16}, False),
-        ("JambaModel", GROUPED | {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1}, False),
         (
             "SwinModel",
             {

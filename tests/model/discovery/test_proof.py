@@ -122,9 +122,17 @@ def test_a_result_that_no_norm_gave_is_refused():
         Tap(f"{prefix}.attention.output.LayerNorm", "input"),
         Tap(f"{prefix}.attention.output.dense", "output"),
     )
-    first = Addition(trial.entrance, {"attn_out": dense}, norm, Tap(f"{prefix}.intermediate.dense", "output"))
+    other = f"{prefix}.intermediate.dense"
+    first = Addition(trial.entrance, {"attn_out": dense}, norm, Tap(other, "output"), norms=(other,))
     with pytest.raises(ProofError, match=r"intermediate\.dense is no norm"):
         prove_block(trial, Proposal((first, first)))
+    first = Addition(trial.entrance, {"attn_out": dense}, norm, Tap(other, "output"))
+    with pytest.raises(
+        ProofError, match=r"what resid_post is read from: two tensors that should be the same differ"
+    ):
+        prove_block(trial, Proposal((first, first)))
+    with pytest.raises(ProofError, match=r"input of .*LayerNorm: two tensors that should be the same differ"):
+        prove_block(trial, Proposal((replace(first, norms=(f"{prefix}.output.LayerNorm",)), first)))
 
 
 def test_a_sum_says_nothing_about_a_term_that_is_too_small():

@@ -38,6 +38,7 @@ class AttentionSeen:
         z_origin: autograd's node of ``z``.
         sources: ``q``, ``k``, ``v`` -> the linear layers that it was computed with.
         window: the sliding window that the module asked for.
+        reads_elsewhere: whether its keys come from another stack (cross attention).
     """
 
     module: str
@@ -48,6 +49,7 @@ class AttentionSeen:
     z_origin: Node | None
     sources: dict[str, list[Linear]]
     window: int | None
+    reads_elsewhere: bool = False
 
 
 def attention_seen(trial: Trial) -> list[AttentionSeen]:
@@ -63,6 +65,7 @@ def attention_seen(trial: Trial) -> list[AttentionSeen]:
             z_origin=call.origins["z"],
             sources={role: last_linears(call.origins[role], linears) for role in ("q", "k", "v")},
             window=call.window,
+            reads_elsewhere=not depends(call.origins["k"], trial.recording.find(trial.entrance).origin),
         )
         for call in trial.recording.attention
     ]

@@ -64,7 +64,7 @@ def attention_branch(trial: Trial, seen: AttentionSeen, out: Passage, prefix: st
     z_site = f"{prefix}z"
     if len(last) == 1 and _same_values(last[0].reads.value, seen.z):
         branch.taps[z_site] = last[0].reads.tap
-        branch.matrices.append(_matrix("o", last[0]))
+        branch.matrices.append(_matrix(f"{prefix}o", last[0]))
         branch.projection = Projection(
             "o", last[0].module, f"{prefix or 'attn_'}out", _through(trial, last[0], out)
         )
@@ -75,7 +75,8 @@ def attention_branch(trial: Trial, seen: AttentionSeen, out: Passage, prefix: st
         for linear in sources:
             roles[linear.module] = roles.get(linear.module, "") + role
     inputs = [trial.linears[module].reads for module in roles]
-    branch.matrices = [_matrix(role, trial.linears[name]) for name, role in roles.items()] + branch.matrices
+    own = [_matrix(prefix + role, trial.linears[name]) for name, role in roles.items()]
+    branch.matrices = own + branch.matrices
     name = "attn_in"
     if prefix:
         return branch
@@ -123,6 +124,12 @@ def mlp_branch(trial: Trial, out: Passage, base: int) -> Branch:
     branch.matrices += [_matrix(role, linear) for role, linear in zip(roles, first, strict=True)]
     branch.matrices.append(_matrix("down", down))
     return branch
+
+
+def neurons(trial: Trial, out: Passage) -> int:
+    """How wide what the last linear layers of a branch read is; 0 where none writes its output."""
+    last = last_linears(out.origin, trial.linears.values())
+    return max((linear.reads.value.shape[-1] for linear in last), default=0)
 
 
 def _gate_and_up(trial: Trial, first: list[Linear], down: Linear, branch: Branch) -> list[str]:

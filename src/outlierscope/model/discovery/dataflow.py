@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch.autograd.graph import GradientEdge
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch.autograd.graph import Node
 
-    from outlierscope.model.discovery.trial import Linear
+    from outlierscope.model.discovery.recording import Passage
+    from outlierscope.model.discovery.trial import Linear, Trial
 
 
 def depends(origin: Node | None, on: Node | None) -> bool:
@@ -23,6 +27,24 @@ def last_linears(origin: Node | None, linears: Iterable[Linear]) -> list[Linear]
     stops = set(by_node)
     found = [by_node[node] for node in _walk(origin, stops) if node in stops]
     return sorted(found, key=lambda linear: linear.writes.order)
+
+
+def mixes_tokens(trial: Trial, base: Passage, term: Passage) -> bool:
+    """Whether a term at one token depends on the residual stream ``base`` at another token."""
+    if term.origin is None or base.origin is None or not depends(term.origin, base.origin):
+        return False
+    hidden = trial.recording.find(trial.entrance).value
+    batch, tokens = hidden.shape[0], hidden.shape[:-1].numel() // hidden.shape[0]
+    one = torch.zeros_like(term.value)
+    one.view(batch, tokens, -1)[0, tokens // 2] = torch.linspace(
+        1.0, 2.0, hidden.shape[-1], device=one.device
+    )
+    (gradient,) = torch.autograd.grad(
+        GradientEdge(term.origin, 0), GradientEdge(base.origin, 0), grad_outputs=one, retain_graph=True
+    )
+    reached = gradient.reshape(batch, tokens, -1).abs().amax(-1)  # [B, T]
+    reached[0, tokens // 2] = 0
+    return bool(reached.max() > 0)
 
 
 def _walk(origin: Node | None, stops: set[Node]) -> Iterable[Node]:

@@ -9,10 +9,10 @@ import torch
 from outlierscope.errors import ProofError
 from outlierscope.model.anatomy import AttentionPlace, LayerAnatomy, Matrix, Tap
 from outlierscope.model.discovery.attention_seen import AttentionSeen, attention_seen
-from outlierscope.model.discovery.branches import Branch, attention_branch, mlp_branch
-from outlierscope.model.discovery.dataflow import depends
-from outlierscope.model.discovery.proof import Addition, Proposal, prove_block
-from outlierscope.model.discovery.residual import FoundAddition, find_additions
+from outlierscope.model.discovery.branches import Branch, attention_branch, mlp_branch, neurons
+from outlierscope.model.discovery.dataflow import depends, mixes_tokens
+from outlierscope.model.discovery.proof import Addition, Proposal, prove_block, residual_after
+from outlierscope.model.discovery.residual import FoundAddition, Stream, find_additions
 from outlierscope.model.sites import Site
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 INNER_SITES = ("attn_in", "z", "attn_out", "resid_mid", "mlp_in", "mlp_post", "mlp_out")
 """Sites inside of a block that are listed as missing where nothing could be proved of it."""
+
+SIDE_SITES = ("side_out", "side_out_2", "side_out_3")
+"""Names for what branches beyond attention, mixer and one MLP add."""
 
 ALIAS_ORDER = ("resid_pre", "attn_in", "resid_mid", "mlp_in", "mlp_post", "mlp_gate", "mlp_act", "mlp_up")
 """Of two sites with the same tensor, the later one in this order is the alias."""
@@ -40,13 +43,15 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
     """
     additions = find_additions(trial)
     attention = attention_seen(trial)
-    terms = _assign(attention, additions)
+    terms = _assign(trial, attention, additions)
     layer = LayerAnatomy(index, trial.block, "")
     layer.taps |= {"resid_pre": trial.entrance, "resid_post": trial.exit}
     branches: dict[str, Branch] = {}
     for name, (seen, passage) in terms.items():
         try:
-            if seen is None:
+            if name.startswith(("mixer", "side")):
+                branches[name] = Branch()
+            elif seen is None:
                 base = next(a.base for a in additions if any(passage in s.passages for s, _ in a.terms))
                 branches[name] = mlp_branch(trial, passage, base.order)
             else:
@@ -59,7 +64,9 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
     for addition in proposal.additions:
         layer.taps |= addition.terms
     for addition in proposal.additions[:-1]:
-        layer.taps["resid_cross" if "cross_out" in addition.terms else "resid_mid"] = addition.result
+        name = residual_after(addition.terms)
+        if name:
+            layer.taps.setdefault(name, addition.result)
     for branch in branches.values():
         layer.taps |= branch.taps
         layer.missing |= branch.missing
@@ -67,7 +74,10 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
         layer.matrices += branch.matrices
     layer.matrices += norm_matrices(trial)
     layer.layout = _layout(trial, additions, branches)
-    layer.attention = attention_place(attention[0])
+    places = {name: attention_place(seen) for name, (seen, _) in terms.items() if seen is not None}
+    layer.attention, layer.cross_attention = places.get("attn_out"), places.get("cross_out")
+    if "mixer_out" in terms and "attn_out" not in terms:
+        layer.missing["pattern"] = "no attention weights were seen in it; what mixes tokens is mixer_out"
     layer.aliases = _aliases(trial, layer, stack)
     for name in layer.aliases:
         layer.taps.pop(name, None)
@@ -75,7 +85,7 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
 
 
 def attention_place(seen: AttentionSeen) -> AttentionPlace:
-    """Where a block attends to itself."""
+    """Where a block attends."""
     return AttentionPlace(
         module=seen.module,
         route=seen.route,
@@ -105,28 +115,41 @@ def norm_matrices(trial: Trial) -> list[Matrix]:
 
 
 def _inner(term: str) -> tuple[str, ...]:
-    return {"attn_out": ("attn_in", "z"), "cross_out": ("cross_z",)}.get(term, ("mlp_in", "mlp_post"))
+    return {
+        "attn_out": ("attn_in", "z"),
+        "cross_out": ("cross_z",),
+        "mlp_out": ("mlp_in", "mlp_post"),
+    }.get(term, ())
 
 
-def _assign(attention: list[AttentionSeen], additions: list[FoundAddition]) -> Terms:
-    """Which term each branch wrote: that of an attention call is the first that was computed from it."""
-    free = [stream.passages[0] for addition in additions for stream, _ in addition.terms]
-    if not attention:
-        raise ProofError("no attention was seen in it")
-    if len(attention) > 2:
-        raise ProofError(f"it attends {len(attention)} times")
+def _assign(trial: Trial, attention: list[AttentionSeen], additions: list[FoundAddition]) -> Terms:
+    """Which term each branch wrote.
+
+    That of an attention is the first that was computed from it. Of the others, one that carries something from token to
+    token is a mixer's, and the rest are MLPs': the one with most neurons is the block's MLP, others stand beside it.
+    """
+    free = [(addition.base, stream) for addition in additions for stream, _ in addition.terms]
     assigned: Terms = {}
-    for name, seen in zip(("attn_out", "cross_out"), attention, strict=False):
-        written = next((p for p in free if depends(p.origin, seen.z_origin)), None)
+    for seen in attention:
+        name = "cross_out" if seen.reads_elsewhere else "attn_out"
+        if name in assigned:
+            raise ProofError(f"it attends {len(attention)} times")
+        written = next((pair for pair in free if depends(pair[1].passages[0].origin, seen.z_origin)), None)
         if written is None:
             raise ProofError("what its attention gives is not added to the residual stream")
-        assigned[name] = (seen, written)
+        assigned[name] = (seen, written[1].passages[0])
         free.remove(written)
-    if len(free) > 1:
+    mixing = [pair for pair in free if mixes_tokens(trial, pair[0].passages[0], pair[1].passages[0])]
+    rest = [stream.passages[0] for pair in free if pair not in mixing for stream in pair[1:]]
+    if mixing:
+        assigned["mixer_out"] = (None, mixing[0][1].passages[0])
+    if rest:
+        assigned["mlp_out"] = (None, max(rest, key=lambda passage: (neurons(trial, passage), passage.order)))
+    side = [stream.passages[0] for _, stream in mixing[1:]]
+    side += [passage for passage in rest if passage is not assigned["mlp_out"][1]]
+    if len(side) > len(SIDE_SITES):
         raise ProofError(f"{len(free)} branches besides attention are added to the residual stream")
-    if free:
-        assigned["mlp_out"] = (None, free[0])
-    return assigned
+    return assigned | {name: (None, passage) for name, passage in zip(SIDE_SITES, side, strict=False)}
 
 
 def _proposal(
@@ -142,14 +165,13 @@ def _proposal(
     return Proposal(
         tuple(
             Addition(
-                base=tap_of(addition.base.passages),
+                base=addition.base_tap,
                 terms={site_of[stream.passages[0]]: tap for stream, tap in addition.terms},
                 total=tap_of(addition.total.passages),
                 result=(
-                    Tap(addition.norm, "output")
-                    if addition.norm is not None
-                    else tap_of(addition.result.passages)
+                    Tap(addition.norms[-1], "output") if addition.norms else tap_of(addition.result.passages)
                 ),
+                norms=addition.norms,
             )
             for addition in additions
         ),
@@ -158,15 +180,17 @@ def _proposal(
 
 
 def _layout(trial: Trial, additions: list[FoundAddition], branches: dict[str, Branch]) -> str:
-    if any(addition.norm is not None for addition in additions):
+    normed = [bool(addition.norms) for addition in additions if addition.terms]
+    if all(normed):
         return "post-norm"
+    before = any(
+        _norm_before(trial, addition, stream) for addition in additions for stream, _ in addition.terms
+    )
+    after = any(branch.has_norm(trial) for branch in branches.values())
+    if any(normed):  # conformers norm what leaves the whole block
+        return "pre-norm and last norm" if before else "post-norm"
     if any(len(addition.terms) > 1 for addition in additions):
         return "parallel"
-    norm_outputs = {passages[1].module for passages in trial.norms.values()}
-    after = any(branch.has_norm(trial) for branch in branches.values())
-    before = any(
-        branch.reads is not None and _gives(trial, branch.reads, norm_outputs) for branch in branches.values()
-    )
     return {
         (True, True): "sandwich",
         (True, False): "pre-norm",
@@ -175,9 +199,11 @@ def _layout(trial: Trial, additions: list[FoundAddition], branches: dict[str, Br
     }[before, after]
 
 
-def _gives(trial: Trial, passage: Passage, modules: set[str]) -> bool:
+def _norm_before(trial: Trial, addition: FoundAddition, term: Stream) -> bool:
+    """Whether a term was computed from a norm of the residual stream that it is added to."""
     return any(
-        torch.equal(trial.norms[name][1].value.reshape(-1), passage.value.reshape(-1)) for name in modules
+        reads in addition.base.passages and depends(term.passages[0].origin, writes.origin)
+        for reads, writes in trial.norms.values()
     )
 
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from outlierscope.errors import ProofError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from outlierscope.model.anatomy import Tap
     from outlierscope.model.discovery.trial import Trial
 
@@ -39,12 +41,14 @@ class Addition:
         terms: site name -> what is added.
         total: the sum.
         result: the residual stream afterwards: ``total``, or in post-norm models the norm's output.
+        norms: the norms that make the result of the total, in order.
     """
 
     base: Tap
     terms: dict[str, Tap]
     total: Tap
     result: Tap
+    norms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,26 +94,45 @@ def prove_block(trial: Trial, proposal: Proposal) -> dict[str, float]:
     errors: dict[str, float] = {}
     before, where = trial.entrance, "resid_pre"
     for addition in proposal.additions:
-        _same(
-            recording.read(before), recording.read(addition.base), f"base of {' and '.join(addition.terms)}"
-        )
+        what = f"base of {' and '.join(addition.terms) or 'the first norm'}"
+        _same(recording.read(before), recording.find(addition.base).value, what)
         parts = {where: addition.base, **addition.terms}
-        after = "resid_post" if addition is proposal.additions[-1] else "resid_mid"
-        if "cross_out" in addition.terms:
-            after = "resid_cross"
-        total = f"norm_input({after})" if addition.result != addition.total else after
+        last = addition is proposal.additions[-1]
+        after = (
+            "resid_post"
+            if last
+            else residual_after(addition.terms) or f"resid + {' + '.join(addition.terms)}"
+        )
+        total = f"norm_input({after})" if addition.norms else after
         name = f"{total} = {' + '.join(parts)}"
         errors[name] = prove_sum(
             name, recording.read(addition.total), {part: recording.read(tap) for part, tap in parts.items()}
         )
-        if addition.result != addition.total and addition.result.module not in trial.norms:
-            raise ProofError(f"{after}: {addition.result.module} is no norm")
+        _prove_norms(trial, addition, after)
         before, where = addition.result, after
     _same(recording.read(before), recording.read(trial.exit), "output of the block")
     for projection in proposal.projections:
         name = f"{projection.role} projection = {projection.term}"
         errors[name] = _prove_projection(trial, proposal, projection, name)
     return errors
+
+
+def _prove_norms(trial: Trial, addition: Addition, after: str) -> None:
+    current = trial.recording.read(addition.total)
+    for norm in addition.norms:
+        if norm not in trial.norms:
+            raise ProofError(f"{after}: {norm} is no norm")
+        reads, writes = trial.norms[norm]
+        _same(current, reads.value, f"input of {norm}")
+        current = writes.value
+    _same(current, trial.recording.read(addition.result), f"what {after} is read from")
+
+
+def residual_after(terms: Iterable[str]) -> str:
+    """Site name of the residual stream once these terms were added; empty where it has none."""
+    if "cross_out" in terms:
+        return "resid_cross"
+    return "resid_mid" if {"attn_out", "mixer_out"} & set(terms) else ""
 
 
 def prove_sum(name: str, total: Tensor, parts: dict[str, Tensor]) -> float:

@@ -44,13 +44,23 @@ class Stream:
 
 @dataclass(frozen=True)
 class FoundAddition:
-    """``total = base + sum of terms``, and ``result`` where a norm follows."""
+    """``total = base + sum of terms``, and ``result`` after the norms that follow.
+
+    Attributes:
+        base: the residual stream before.
+        base_tap: where to read it as it is added, with its factor or scale.
+        terms: what is added, and where to read it as it is added; none where a block begins with norms of its input.
+        total: the sum.
+        result: what the norms give; ``total`` where none follows.
+        norms: modules between total and result, in order.
+    """
 
     base: Stream
+    base_tap: Tap
     terms: tuple[tuple[Stream, Tap], ...]
     total: Stream
     result: Stream
-    norm: str | None
+    norms: tuple[str, ...]
 
 
 def find_additions(trial: Trial) -> list[FoundAddition]:
@@ -64,16 +74,21 @@ def find_additions(trial: Trial) -> list[FoundAddition]:
     current = _carrying(streams, trial.recording.find(trial.exit))
     found: list[FoundAddition] = []
     while current is not first:
-        total, norm = current, _norm_that_gave(trial, current)
-        if norm is not None:
+        total = current
+        norms: list[str] = []
+        while total is not first and (norm := _norm_that_gave(trial, total)) is not None:
+            norms.insert(0, norm)
             total = _carrying(streams, trial.norms[norm][0])
+        if total is first:
+            found.append(FoundAddition(first, _tap(first), (), first, current, tuple(norms)))
+            break
         earlier = [stream for stream in streams if stream.order < total.order and stream is not total]
         explained = _explain(total, earlier, trial)
         if explained is None:
             where = current.passages[0].tap if current.passages else trial.exit
             raise ProofError(f"the {where.side} of {where.module} is no sum of what passed before it")
-        base, terms = explained
-        found.append(FoundAddition(base, terms, total, current, norm))
+        base, base_tap, terms = explained
+        found.append(FoundAddition(base, base_tap, terms, total, current, tuple(norms)))
         current = base
     return found[::-1]
 
@@ -117,7 +132,8 @@ def _norm_that_gave(trial: Trial, stream: Stream) -> str | None:
     return None
 
 
-Explanation = tuple[Stream, tuple[tuple[Stream, Tap], ...]]
+Explanation = tuple[Stream, Tap, tuple[tuple[Stream, Tap], ...]]
+"""The base, where to read it as it is added, and the same of each term."""
 
 
 def _explain(total: Stream, earlier: list[Stream], trial: Trial) -> Explanation | None:
@@ -126,70 +142,98 @@ def _explain(total: Stream, earlier: list[Stream], trial: Trial) -> Explanation 
         return None
     values = torch.stack([stream.sample.reshape(-1) for stream in candidates])  # [k, n]
     target = total.sample.reshape(-1)
-    gram, onto = values @ values.T, values @ target  # [k, k], [k]
+    products = Products(candidates, values @ values.T, values @ target, float(target @ target))
     return (
-        _two(candidates, gram, onto, target)
-        or _three(candidates, gram, onto, target)
+        products.explain(terms=1)
+        or products.explain(terms=2)
+        or products.explain(terms=1, weigh_base=True)
         or _scaled(total, candidates, trial)
+        or products.explain(terms=3)
     )
 
 
-def _two(candidates: list[Stream], gram: Tensor, onto: Tensor, target: Tensor) -> Explanation | None:
-    energy = float(target @ target)
-    diagonal = gram.diagonal()
-    rest = energy - 2 * onto + diagonal  # |total - base|^2  [k]
-    along = onto[None, :] - gram  # (total - base) . term  [base, term]
-    left = rest[:, None] - along**2 / diagonal.clamp_min(1e-30)[None, :]
-    good = (left.abs() <= FITS * rest.clamp_min(1e-30)[:, None]) & (rest[:, None] > FITS * energy)
-    for base, term in good.nonzero().tolist():
-        if candidates[base].order < candidates[term].order:
-            factor = _tidy(float(along[base, term] / diagonal[term]))
-            return candidates[base], ((candidates[term], _tap(candidates[term], factor)),)
-    return None
+@dataclass(frozen=True)
+class Products:
+    """Streams that may be parts of a sum, and the inner products by which least squares judges them.
 
+    Attributes:
+        candidates: the k streams.
+        gram: [k, k] float64, of one another.
+        onto: [k] float64, with the sum.
+        energy: of the sum with itself.
+    """
 
-def _three(candidates: list[Stream], gram: Tensor, onto: Tensor, target: Tensor) -> Explanation | None:
-    if len(candidates) < 3:
-        return None
-    triples = torch.tensor(list(combinations(range(len(candidates)), 3)))
-    base, first, second = triples.T
-    energy = target @ target - 2 * onto[base] + gram[base, base]
-    b1, b2 = onto[first] - gram[base, first], onto[second] - gram[base, second]
-    g11, g22, g12 = gram[first, first], gram[second, second], gram[first, second]
-    determinant = g11 * g22 - g12**2
-    sound = determinant > 1e-6 * g11 * g22
-    determinant = torch.where(sound, determinant, torch.ones_like(determinant))
-    c1, c2 = (b1 * g22 - b2 * g12) / determinant, (b2 * g11 - b1 * g12) / determinant
-    left = (energy - c1 * b1 - c2 * b2).abs()
-    needed = ((c1**2 * g11).minimum(c2**2 * g22)) > 1e-4 * energy
-    for place in ((left <= FITS * energy) & sound & needed).nonzero().flatten().tolist():
-        streams = [candidates[index] for index in triples[place].tolist()]
-        factors = (_tidy(float(c1[place])), _tidy(float(c2[place])))
-        return streams[0], tuple(
-            (stream, _tap(stream, factor)) for stream, factor in zip(streams[1:], factors, strict=True)
+    candidates: list[Stream]
+    gram: Tensor
+    onto: Tensor
+    energy: float
+
+    def explain(self, terms: int, *, weigh_base: bool = False) -> Explanation | None:
+        """The earliest base and terms, each with the factor that fits, that leave nothing of the sum unexplained.
+
+        Args:
+            terms: how many.
+            weigh_base: whether the base has a factor as well (else it is added as it is).
+        """
+        count = len(self.candidates)
+        if count < terms + 1:
+            return None
+        chosen = torch.tensor(list(combinations(range(count), terms + 1)))  # [N, 1 + terms], base first
+        base, free = chosen[:, 0], chosen if weigh_base else chosen[:, 1:]
+        gram = self.gram[free[:, :, None], free[:, None, :]]  # [N, m, m]
+        onto, energy = self.onto[free], torch.full_like(self.onto[base], self.energy)  # [N, m], [N]
+        if not weigh_base:
+            onto = onto - self.gram[free, base[:, None]]
+            energy = energy - 2 * self.onto[base] + self.gram[base, base]
+        own = gram.diagonal(dim1=1, dim2=2)  # [N, m]
+        scale = own.clamp_min(1e-30).sqrt()
+        angles = gram / scale[:, :, None] / scale[:, None, :]
+        # Streams that are multiples of one another cannot be told apart.
+        sound = torch.linalg.det(angles) > 1e-6
+        identity = torch.eye(free.shape[1], dtype=gram.dtype)
+        factors = (
+            torch.linalg.solve(torch.where(sound[:, None, None], angles, identity), onto / scale) / scale
         )
-    return None
+        left = (energy - (factors * onto).sum(1)).abs()
+        needed = (factors**2 * own).amin(1) > 1e-4 * energy
+        fits = sound & needed & (left <= FITS * energy) & (energy > FITS * self.energy)
+        for place in fits.nonzero().flatten().tolist():
+            streams = [self.candidates[index] for index in chosen[place].tolist()]
+            found = [_tidy(factor) for factor in factors[place].tolist()]
+            if not weigh_base:
+                found = [1.0, *found]
+            taps = [_tap(stream, factor) for stream, factor in zip(streams, found, strict=True)]
+            return streams[0], taps[0], tuple(zip(streams[1:], taps[1:], strict=True))
+        return None
 
 
 def _scaled(total: Stream, candidates: list[Stream], trial: Trial) -> Explanation | None:
-    """A branch scaled dim by dim with a bare parameter of the block."""
+    """A branch, the base or both scaled dim by dim with bare parameters of the block."""
     width = total.sample.shape[-1]
     scales = {
         name: value.reshape(-1).double()
         for name, value in trial.recording.parameters.items()
         if value.numel() == width
     }
-    for base in candidates:
-        rest = total.sample - base.sample  # [n, d]
-        for term in candidates:
-            if term.order <= base.order:
-                continue
-            ratio = (rest * term.sample).sum(0) / (term.sample**2).sum(0).clamp_min(1e-30)  # [d]
-            if ((rest - ratio * term.sample) ** 2).sum() > FITS * (rest**2).sum():
-                continue
-            for name, scale in scales.items():
-                if (ratio - scale).abs().max() <= 1e-4:
-                    return base, ((term, _tap(term, 1.0, name)),)
+    plain = torch.ones(width, dtype=torch.float64)
+    for base, term in combinations(candidates, 2):
+        pair = torch.stack([base.sample, term.sample], dim=-1).transpose(0, 1)  # [d, n, 2]
+        gram = pair.transpose(1, 2) @ pair  # [d, 2, 2]
+        if (torch.linalg.det(gram) <= 1e-6 * gram.diagonal(dim1=1, dim2=2).prod(1)).any():
+            continue
+        target = total.sample.T[:, :, None]  # [d, n, 1]
+        ratios = torch.linalg.solve(gram, pair.transpose(1, 2) @ target)  # [d, 2, 1]
+        rest = target - pair @ ratios
+        if (rest**2).sum() > FITS * (target**2).sum():
+            continue
+        taps = []
+        for stream, ratio in ((base, ratios[:, 0, 0]), (term, ratios[:, 1, 0])):
+            known = {None: plain} | scales
+            name = next((name for name, scale in known.items() if (ratio - scale).abs().max() <= 1e-4), "")
+            if name != "":
+                taps.append(_tap(stream, 1.0, name))
+        if len(taps) == 2:
+            return base, taps[0], ((term, taps[1]),)
     return None
 
 
@@ -197,6 +241,6 @@ def _tidy(factor: float) -> float:
     return float(f"{factor:.6g}")
 
 
-def _tap(stream: Stream, factor: float, scale_parameter: str | None = None) -> Tap:
+def _tap(stream: Stream, factor: float = 1.0, scale_parameter: str | None = None) -> Tap:
     seen = stream.passages[0].tap
     return Tap(seen.module, seen.side, seen.index, seen.argument, factor, scale_parameter)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers import Cache
 
 from outlierscope.errors import ProofError
 from outlierscope.model.discovery.recording import Passage, Recording, record
@@ -140,11 +141,17 @@ def run_trial(
     drawn = parameters.of(module)
     buffers = {name: _float32(buffer) for name, buffer in module.named_buffers()}
     args, kwargs = [_float32(value) for value in arguments[0]], _float32(arguments[1])
+    # A cache holds the keys of the pass that was recorded: with it the block would see every token twice.
+    args = [None if isinstance(value, Cache) else value for value in args]
+    kwargs = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
     old = args[entrance.index] if entrance.argument is None else kwargs[entrance.argument]
     generator = torch.Generator(old.device).manual_seed(seed)
     with torch.enable_grad():
         # Times one, so that blocks may add to it in place.
         hidden = torch.randn(old.shape, generator=generator, device=old.device).requires_grad_() * 1.0
+        # So that what was computed from another stack's hidden states can be followed to where it came from.
+        args = [_followed(value) for value in args]
+        kwargs = {name: _followed(value) for name, value in kwargs.items()}
         if entrance.argument is None:
             args[entrance.index] = hidden
         else:
@@ -177,6 +184,12 @@ def run_trial(
             else:
                 small_norms.append(name)
     return Trial(block, entrance, exit_, recording, linears, norms, tuple(small_norms))
+
+
+def _followed(value: object) -> object:
+    if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3:
+        return value.detach().requires_grad_() * 1.0
+    return value
 
 
 def _float32(value: Value) -> Value:
@@ -235,8 +248,11 @@ def _is_norm(root: nn.Module, name: str, passages: tuple[Passage, Passage], reco
     if torch.equal(reads.value, writes.value):
         return False
     module = root.get_submodule(name)
-    with torch.no_grad():
-        again = functional_call(module, own, (reads.value * 8.0,))
+    try:
+        with torch.no_grad():
+            again = functional_call(module, own, (reads.value * 8.0,))
+    except Exception:  # a module that needs more than one tensor is no norm
+        return False
     return isinstance(again, Tensor) and bool(
         (again - writes.value).abs().max() <= 1e-2 * writes.value.abs().max()
     )
