@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import outlierscope as osc
 from outlierscope.errors import UserError
+from outlierscope.reporting.summary import summarize
 from outlierscope.weights.summaries import TENSORS
 from tests.model.tiny import edit_weights, save, tiny_llama
 
@@ -191,3 +192,34 @@ def test_a_large_checkpoint_needs_little_memory(tmp_path):
         if row["criterion"] == "weight_column" and json.loads(row["extra"])["rank"] == 1
     ]
     assert sorted(strongest) == [(layer, *PLANTED) for layer in range(SHARDS)]
+
+
+def test_what_was_not_seen_is_told(checkpoint, scan, tmp_path):
+    told = {row["what"]: row["why"] for row in scan.manifest["not_observed"]}
+    assert "names of the loaded model" not in told
+    path = tmp_path / "part.safetensors"
+    tensors = load_file(checkpoint / "model.safetensors")
+    save_file(tensors | {"model.layers.0.mlp.router.weight": torch.ones(4, 32)}, path)
+    alone = osc.scan_weights(path)
+    told = {row["what"]: row["why"] for row in alone.manifest["not_observed"]}
+    assert told["names of the loaded model"] == "a single file does not tell the model"
+    assert told["1 tensor (model.layers.0.mlp.router.weight)"] == "its name tells no role"
+    summary = summarize(alone)
+    assert summary.description.startswith("weights without a config, ")
+    assert summary.next == [
+        "outlierscope scan FOLDER    of the whole model, with its config.json: activation, attention, format"
+    ]
+
+
+def test_progress_counts_bytes(checkpoint):
+    seen = []
+    osc.scan_weights(checkpoint, listener=lambda stage, done, total: seen.append((stage, done, total)))
+    reading = [(done, total) for stage, done, total in seen if stage == "reading the weights"]
+    tensors = load_file(checkpoint / "model.safetensors")
+    total = sum(
+        tensor.numel() * tensor.itemsize
+        for name, tensor in tensors.items()
+        if ".layers." in name or "norm" in name
+    )
+    assert reading[-1] == (total, total)
+    assert [done for done, _ in reading] == sorted(done for done, _ in reading)

@@ -100,7 +100,7 @@ def summarize(scan: Scan) -> Summary:
         f"{stack.name}: {counted(len(stack.layers), 'layer')} of {stack.hidden_size} dims" for stack in stacks
     ]
     parts = [
-        str(model["class"]),
+        str(model["class"] or "weights without a config"),
         f"{model['parameters'] / 1e6:,.1f} M parameters",
         _dtype(model),
         *shapes,
@@ -283,6 +283,10 @@ def _next(scan: Scan) -> list[str]:
     command = f"outlierscope scan {model['name']}"
     left_out = [kind for kind in KINDS if kind not in scan.manifest["settings"]["only"]]
     if left_out:
+        if model["name"].endswith(".safetensors"):
+            return [
+                "outlierscope scan FOLDER    of the whole model, with its config.json: " + ", ".join(left_out)
+            ]
         return [f"{command}    {', '.join(left_out)} as well"]
     data = "YOUR-FOLDER" if model["kind"] == "image" else "YOUR-OWN.jsonl"
     if scan.manifest["read"]["sampled_tokens"] < scan.manifest["read"]["tokens"]:

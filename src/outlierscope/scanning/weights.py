@@ -85,6 +85,7 @@ def scan_weights(
         "nonfinite": dict(nonfinite),
         "not_observed": [
             {"what": "activations and attention", "why": "only the weights were asked for"},
+            *checkpoint.not_told(),
             *({"what": item.criterion, "why": item.reason} for item in not_applied),
         ],
     }

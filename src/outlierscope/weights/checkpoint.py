@@ -21,7 +21,7 @@ from outlierscope.model.workers import side_by_side
 from outlierscope.version import versions
 from outlierscope.weights.loaded_names import LoadedNames, loaded_names
 from outlierscope.weights.numbers import FLOATING, PACKED, SCALED
-from outlierscope.weights.parts import Part, Parts, find_parts
+from outlierscope.weights.parts import NO_MATRIX, OUTSIDE, SCALES, Part, Parts, find_parts
 from outlierscope.weights.summary import (
     MatrixScan,
     MatrixSummary,
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from outlierscope.listener import Listener
+
+EXPECTED = (NO_MATRIX, OUTSIDE, SCALES)
+"""Why tensors are left out that hold no weights of blocks anyway."""
 
 SAMPLED_BYTES = 256
 """Bytes at either end of each tensor that enter the fingerprint."""
@@ -170,6 +173,17 @@ class Checkpoint:
             "origin": source.origin,
             "versions": versions(),
         }
+
+    def not_told(self) -> list[dict[str, str]]:
+        """What a reader must not take for absent: matrices of blocks that were left out, names that are unknown."""
+        rows = [
+            {"what": f"{group['count']} tensor{'s'[: group['count'] > 1]} ({group['some']})", "why": reason}
+            for reason, group in _by_reason(self.parts.left_out).items()
+            if reason not in EXPECTED
+        ]
+        if self.names.reason:
+            rows.append({"what": "names of the loaded model", "why": self.names.reason})
+        return rows
 
 
 def _by_reason(reasons: dict[str, str]) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from outlierscope.weights.tracing import Piece
 
 
+NO_MATRIX, OUTSIDE = "bias or scalar", "outside of the blocks"
+SCALES = "scales, which the weights are multiplied by"
+
+
 @dataclass(frozen=True)
 class Part:
     """One matrix, or one parameter of a norm.
@@ -99,7 +103,7 @@ def find_parts(names: LoadedNames, entries: Sequence[TensorEntry], config: Mappi
                 role = replace(role, role="other" if block_of(parameter.name, role) in blocks else None)
             reason = _reason_to_leave_out(entry, role, unreadable)
             if entry.name in scaling:
-                reason = "scales, which the weights are multiplied by"
+                reason = SCALES
             elif role.role == "norm" and piece.size != parameter.shape:
                 reason = "a norm that is cut or joined while loading"
             if reason:
@@ -159,9 +163,9 @@ def _reason_to_leave_out(entry: TensorEntry, role: TensorRole, unreadable: str) 
     if not entry.elements:
         return "empty"
     if not entry.shape or (entry.name.endswith("bias") and role.role is None):
-        return "bias or scalar"
+        return NO_MATRIX
     if role.layer is None and role.role != "norm":
-        return "outside of the blocks"
+        return OUTSIDE
     if unreadable and len(entry.shape) > 1:
         return unreadable
     if role.role is None:
