@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from outlierscope.model.workers import side_by_side
+from outlierscope.model.workers import AHEAD, side_by_side
 
 
 def test_results_come_in_order_from_single_core_threads():
@@ -49,3 +49,20 @@ def test_stopping_early_stops_the_work():
     next(results)
     results.close()
     assert len(done) < 100
+
+
+def test_only_a_few_are_begun_before_a_result_is_taken():
+    lock, begun = threading.Lock(), []
+
+    def note(number):
+        with lock:
+            begun.append(number)
+        return number
+
+    results = side_by_side(note, range(10_000))
+    most = AHEAD * torch.get_num_threads() + 1
+    for taken in range(100):
+        assert next(results) == taken
+        assert len(begun) <= taken + most
+    results.close()
+    assert len(begun) <= 100 + most

@@ -262,7 +262,10 @@ def test_names_stay_as_stored_where_transformers_cannot_be_asked(tmp_path):
     edit_config(folder, model_type="unheard_of")
     note = names_note(folder)["names"]
     assert note.startswith(f"as stored: {folder} has the unknown model_type 'unheard_of'; ")
-    edit_config(folder, model_type="gpt2", n_embd="wide")
+    edit_config(folder, model_type="gpt2", n_layer=10**9)
+    told = "as stored: config.json tells of 1,000,000,000 layers, and the files have 28 tensors"
+    assert names_note(folder)["names"] == told
+    edit_config(folder, n_layer=2, n_embd="wide")
     assert names_note(folder)["names"].startswith("as stored: transformers cannot build the model: ")
     assert parameter in {part.place.parameter for part in open_checkpoint(folder).parts.found}
 

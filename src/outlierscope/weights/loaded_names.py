@@ -69,7 +69,7 @@ def loaded_names(source: Source, entries: Sequence[TensorEntry]) -> LoadedNames:
         )
     try:
         with quiet():
-            return _follow(skeleton(source), entries)
+            return _follow(skeleton(source, len(entries)), entries)
     except UserError as error:
         reason = str(error)
     # A model's class raises whatever it likes: a package is missing, a size of the config does not fit, ...
@@ -78,11 +78,15 @@ def loaded_names(source: Source, entries: Sequence[TensorEntry]) -> LoadedNames:
     return LoadedNames([_unchanged(entry) for entry in entries], {}, reason)
 
 
-def skeleton(source: Source) -> Any:
+def skeleton(source: Source, tensors: int) -> Any:
     """The model that the config describes; its parameters have shapes, and no memory.
 
+    Args:
+        source: the checkpoint, for its config.
+        tensors: how many tensors the checkpoint has; no model with more layers than that is built.
+
     Raises:
-        UserError: when transformers does not know the model, or it needs code of its own.
+        UserError: when transformers does not know the model, or it needs code of its own, or the config is absurd.
     """
     import transformers
 
@@ -92,6 +96,9 @@ def skeleton(source: Source) -> Any:
     concrete = issubclass(chosen, transformers.PreTrainedModel)
     config_class = chosen.config_class if concrete else transformers.CONFIG_MAPPING[settings["model_type"]]
     config = config_class.from_dict(settings)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > tensors:
+        raise UserError(f"config.json tells of {layers:,} layers, and the files have {tensors:,} tensors")
     with torch.device("meta"):
         return chosen(config) if concrete else chosen.from_config(config)
 
