@@ -163,3 +163,75 @@ def test_a_block_may_begin_with_a_norm_of_the_residual_stream_itself():
     assert anatomy.proved is True, anatomy.reason
     identities = anatomy.stacks["decoder"].layers[0].identities
     assert any(name.startswith("norm_input(resid") and "attn_out" not in name for name in identities)
+
+
+def roles(layer):
+    return {
+        (matrix.role, matrix.parameter, matrix.transposed)
+        for matrix in layer.matrices
+        if matrix.role != "norm"
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "expected"),
+    [
+        (
+            "MixtralModel",
+            GROUPED | {"num_local_experts": 4, "intermediate_size": 24},
+            {
+                ("gate_up", "layers.1.mlp.experts.gate_up_proj", False),
+                ("down", "layers.1.mlp.experts.down_proj", False),
+            },
+        ),
+        (
+            "GptOssModel",
+            GROUPED | {"num_local_experts": 4, "intermediate_size": 24, "head_dim": 8},
+            {
+                ("gate_up", "layers.1.mlp.experts.gate_up_proj", True),
+                ("down", "layers.1.mlp.experts.down_proj", True),
+            },
+        ),
+        (
+            "Llama4TextModel",
+            GROUPED
+            | {"num_local_experts": 4, "intermediate_size": 24, "intermediate_size_mlp": 40, "head_dim": 8},
+            {
+                ("gate", "layers.1.feed_forward.shared_expert.gate_proj.weight", False),
+                ("up", "layers.1.feed_forward.shared_expert.up_proj.weight", False),
+                ("down", "layers.1.feed_forward.shared_expert.down_proj.weight", False),
+                ("gate_up", "layers.1.feed_forward.experts.gate_up_proj", True),
+                ("down", "layers.1.feed_forward.experts.down_proj", True),
+            },
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_experts_in_one_parameter_have_roles(model, config, expected):
+    anatomy = discover(build(model, config))
+    assert anatomy.proved is True, anatomy.reason
+    layer = anatomy.stacks["decoder"].layers[1]
+    assert {matrix for matrix in roles(layer) if "self_attn" not in matrix[1]} == expected
+    assert layer.missing["mlp_post"] == "each expert of the mixture sees tokens of its own"
+
+
+def test_what_experts_read_is_the_norm_before_them():
+    model = build("MixtralModel", GROUPED | {"num_local_experts": 4})
+    anatomy = discover(model)
+    inputs = example_inputs(model, seed=5)
+    site, before = Site("decoder", 1, "mlp_in"), Site("decoder", 1, "resid_mid")
+    seen = read_sites(model, anatomy, [site, before], inputs)
+    with torch.no_grad():
+        assert_near(seen[site], model.layers[1].post_attention_layernorm(seen[before]))
+
+
+def test_what_low_rank_projections_read_is_the_norm_before_the_first_of_them():
+    config = GROUPED | {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4}
+    config |= {"v_head_dim": 8, "first_k_dense_replace": 2, "num_key_value_heads": 4}
+    model = build("DeepseekV3Model", config)
+    anatomy = discover(model)
+    assert anatomy.proved is True, anatomy.reason
+    site, before = Site("decoder", 1, "attn_in"), Site("decoder", 1, "resid_pre")
+    seen = read_sites(model, anatomy, [site, before], example_inputs(model, seed=5))
+    with torch.no_grad():
+        assert_near(seen[site], model.layers[1].input_layernorm(seen[before]))

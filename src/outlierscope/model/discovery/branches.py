@@ -15,7 +15,8 @@ from torch.autograd.graph import GradientEdge
 
 from outlierscope.errors import ProofError
 from outlierscope.model.anatomy import Matrix, Tap
-from outlierscope.model.discovery.dataflow import last_linears
+from outlierscope.model.discovery.dataflow import depends, first_linears, last_linears
+from outlierscope.model.discovery.experts import experts_of
 from outlierscope.model.discovery.proof import Projection, prove_pattern, prove_sum
 
 if TYPE_CHECKING:
@@ -49,13 +50,14 @@ class Branch:
         return self.projection is not None and any(step in trial.norms for step in self.projection.through)
 
 
-def attention_branch(trial: Trial, seen: AttentionSeen, out: Passage, prefix: str = "") -> Branch:
+def attention_branch(trial: Trial, seen: AttentionSeen, out: Passage, base: int, prefix: str = "") -> Branch:
     """Sites and matrices of an attention branch.
 
     Args:
         trial: of the block.
         seen: the attention.
         out: the branch's output, before multiplier and bare layer scale.
+        base: order of the residual stream that the branch is added to; what was computed before is not of it.
         prefix: of the site names: "" or ``cross_``.
     """
     branch = Branch()
@@ -74,18 +76,25 @@ def attention_branch(trial: Trial, seen: AttentionSeen, out: Passage, prefix: st
     for role, sources in seen.sources.items():
         for linear in sources:
             roles[linear.module] = roles.get(linear.module, "") + role
-    inputs = [trial.linears[module].reads for module in roles]
     own = [_matrix(prefix + role, trial.linears[name]) for name, role in roles.items()]
     branch.matrices = own + branch.matrices
-    name = "attn_in"
     if prefix:
         return branch
+    # Low-rank projections are made by two linear layers: what attention reads is what the first of them read.
+    # What they make of tables of relative positions has no part in it.
+    hidden = trial.recording.find(trial.entrance).origin
+    within = [
+        linear
+        for linear in trial.linears.values()
+        if linear.reads.order >= base and depends(linear.reads.origin, hidden)
+    ]
+    inputs = [linear.reads for linear in first_linears(seen.z_origin, within)]
     if inputs and all(_same_values(passage.value, inputs[0].value) for passage in inputs):
         branch.reads = inputs[0]
-        branch.taps[name] = inputs[0].tap
+        branch.taps["attn_in"] = inputs[0].tap
     else:
-        branch.missing[name] = (
-            "queries, keys and values are not computed from one tensor by one linear layer each"
+        branch.missing["attn_in"] = (
+            "the first linear layers of queries, keys and values do not read one tensor"
         )
     return branch
 
@@ -96,12 +105,22 @@ def mlp_branch(trial: Trial, out: Passage, base: int) -> Branch:
     Args:
         trial: of the block.
         out: as in ``attention_branch``.
-        base: order of the residual stream that the branch is added to; what was computed before is not of it.
+        base: likewise.
     """
     branch = Branch()
     own = [linear for linear in trial.linears.values() if linear.reads.order >= base]
     last = [linear for linear in last_linears(out.origin, trial.linears.values()) if linear in own]
     inner = ("mlp_in", "mlp_gate", "mlp_act", "mlp_up", "mlp_post")
+    experts = experts_of(trial, out, base)
+    if experts is not None:
+        branch.reads, matrices = experts
+        branch.missing |= dict.fromkeys(inner, "each expert of the mixture sees tokens of its own")
+        if branch.reads is not None:
+            branch.taps["mlp_in"] = branch.reads.tap
+            del branch.missing["mlp_in"]
+        shared = [_mlp_matrices(trial, linear) for linear in last]
+        branch.matrices = [matrix for group in shared for matrix in group] + matrices
+        return branch
     if len(last) != 1:
         why = (
             f"{len(last)} linear layers write the MLP's output together"
@@ -124,6 +143,18 @@ def mlp_branch(trial: Trial, out: Passage, base: int) -> Branch:
     branch.matrices += [_matrix(role, linear) for role, linear in zip(roles, first, strict=True)]
     branch.matrices.append(_matrix("down", down))
     return branch
+
+
+def _mlp_matrices(trial: Trial, down: Linear) -> list[Matrix]:
+    """The matrices of an expert that all tokens pass; none for the gate by which it is weighed."""
+    first = last_linears(down.reads.origin, trial.linears.values())
+    if down.writes.value.shape[-1] == 1 or not first:
+        return []
+    roles = _gate_and_up(trial, first, down, Branch())
+    return [
+        *(_matrix(role, linear) for role, linear in zip(roles, first, strict=True)),
+        _matrix("down", down),
+    ]
 
 
 def neurons(trial: Trial, out: Passage) -> int:

@@ -29,6 +29,23 @@ def last_linears(origin: Node | None, linears: Iterable[Linear]) -> list[Linear]
     return sorted(found, key=lambda linear: linear.writes.order)
 
 
+def first_linears(origin: Node | None, linears: Iterable[Linear]) -> list[Linear]:
+    """The linear layers that a tensor was computed with and that read nothing which another of them gave."""
+    found: list[Linear] = []
+    waiting = last_linears(origin, linears)
+    seen: set[str] = set()
+    while waiting:
+        linear = waiting.pop()
+        if linear.module in seen:
+            continue
+        seen.add(linear.module)
+        before = last_linears(linear.reads.origin, linears)
+        waiting += before
+        if not before:
+            found.append(linear)
+    return sorted(found, key=lambda linear: linear.writes.order)
+
+
 def mixes_tokens(trial: Trial, base: Passage, term: Passage) -> bool:
     """Whether a term at one token depends on the residual stream ``base`` at another token."""
     if term.origin is None or base.origin is None or not depends(term.origin, base.origin):

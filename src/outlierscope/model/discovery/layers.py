@@ -48,15 +48,15 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
     layer.taps |= {"resid_pre": trial.entrance, "resid_post": trial.exit}
     branches: dict[str, Branch] = {}
     for name, (seen, passage) in terms.items():
+        base = next(a.base for a in additions if any(passage in s.passages for s, _ in a.terms))
         try:
             if name.startswith(("mixer", "side")):
                 branches[name] = Branch()
             elif seen is None:
-                base = next(a.base for a in additions if any(passage in s.passages for s, _ in a.terms))
                 branches[name] = mlp_branch(trial, passage, base.order)
             else:
                 prefix = "cross_" if name == "cross_out" else ""
-                branches[name] = attention_branch(trial, seen, passage, prefix)
+                branches[name] = attention_branch(trial, seen, passage, base.order, prefix)
         except ProofError as error:
             branches[name] = Branch(missing=dict.fromkeys(_inner(name), str(error)))
     proposal = _proposal(additions, terms, branches)
