@@ -56,7 +56,9 @@ def common(
 def scan(
     model: Annotated[
         str | None,
-        typer.Argument(help="Hub id, folder in Hugging Face format, or .gguf file; none = the demo model."),
+        typer.Argument(
+            help="Hub id, folder (of a model or an adapter) or .gguf file, see docs/models.md; none = the demo model."
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -75,7 +77,10 @@ def scan(
     ] = 32_768,
     length: Annotated[
         int | None,
-        typer.Option(help="Tokens of a window; none = 512, or what the model allows.", show_default=False),
+        typer.Option(
+            help="Tokens of a window; none = 512, or what the model or sentence-transformers allows.",
+            show_default=False,
+        ),
     ] = None,
     batch: Annotated[
         int | None,

@@ -6,8 +6,17 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
-from transformers import BertForMaskedLM, RobertaConfig, RobertaModel, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    RobertaConfig,
+    RobertaModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from outlierscope.errors import UserError
 from outlierscope.model.load import load, wrap
@@ -157,6 +166,58 @@ def test_shards_of_pickles(tmp_path):
         torch.save({n: t for n, t in model.state_dict().items() if places[n] == file}, tmp_path / file)
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
     assert load(tmp_path).fingerprint() == wrap(model).fingerprint()
+
+
+HEADED = [
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertForQuestionAnswering",
+    "BertForMaskedLM",
+    "BertForMultipleChoice",
+    "BertForNextSentencePrediction",
+]
+
+
+@pytest.mark.parametrize("class_name", HEADED)
+def test_a_real_model_fine_tuned_with_a_head(tmp_path, minilm_folder, class_name):
+    plain = BertModel.from_pretrained(minilm_folder)
+    getattr(transformers, class_name).from_pretrained(minilm_folder).save_pretrained(tmp_path)
+    observed = load(tmp_path)
+    assert (type(observed.full).__name__, type(observed.module).__name__) == (class_name, "BertModel")
+    assert observed.notes == {"newly_initialized": [], "unused": []}
+    for name, parameter in observed.module.named_parameters():
+        assert torch.equal(parameter, plain.get_parameter(name)), name
+
+
+def test_a_real_model_whose_head_is_missing_or_left_over(tmp_path, minilm_folder):
+    BertForSequenceClassification.from_pretrained(minilm_folder, num_labels=3).save_pretrained(tmp_path)
+    edit_config(tmp_path, architectures=["BertModel"])
+    observed = load(tmp_path)
+    assert type(observed.full).__name__ == "BertModel"
+    assert observed.notes["unused"] == ["classifier.bias", "classifier.weight"]
+    edit_config(tmp_path, architectures=["SomebodysOwnRewardModel"])
+    edit_weights(
+        tmp_path, lambda tensors: tensors.update({"v_head.summary.weight": tensors.pop("classifier.weight")})
+    )
+    observed = load(tmp_path)
+    assert observed.notes["unused"] == ["classifier.bias", "v_head.summary.weight"]
+    edit_config(tmp_path, architectures=["BertForTokenClassification"])
+    edit_weights(tmp_path, lambda tensors: tensors.pop("classifier.bias"))
+    observed = load(tmp_path)
+    assert observed.notes == {
+        "newly_initialized": ["classifier.bias", "classifier.weight"],
+        "unused": ["bert.pooler.dense.bias", "bert.pooler.dense.weight", "v_head.summary.weight"],
+    }
+
+
+def test_a_head_of_another_size_stops_nothing(tmp_path, minilm_folder):
+    BertForSequenceClassification.from_pretrained(minilm_folder, num_labels=3).save_pretrained(tmp_path)
+    edit_config(tmp_path, id2label={str(number): f"label {number}" for number in range(7)}, label2id=None)
+    notes = load(tmp_path).notes
+    assert notes["newly_initialized"] == ["classifier.bias", "classifier.weight"]
+    edit_config(tmp_path, vocab_size=99)
+    with pytest.raises(UserError, match=r"weights do not match config.json: bert.embeddings.word_embeddings"):
+        load(tmp_path)
 
 
 OWN_CODE = """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from outlierscope.errors import UserError, first_line
+from outlierscope.model.adapter import adapted_class, check_adapter, merge_adapter
 from outlierscope.model.device import check_memory
 from outlierscope.model.files.pickles import read_pickles
 from outlierscope.model.files.shards import BITS, read_shards
@@ -52,7 +54,7 @@ def build(
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> tuple[nn.Module, dict[str, list[str]]]:
-    """The module with a checkpoint's weights, dequantized where they are quantized, on the CPU.
+    """The module with a checkpoint's weights, dequantized where they are quantized, with its adapter merged, on the CPU.
 
     Args:
         source: the checkpoint.
@@ -67,6 +69,8 @@ def build(
     Raises:
         UserError: in one line, for whatever is wrong with the checkpoint.
     """
+    if source.adapter is not None:
+        check_adapter(source)
     chosen = model_class(source, trust_remote_code=trust_remote_code)
     state = _checked_weights(source, dtype, quantization, allow_pickle=allow_pickle)
     code = {"trust_remote_code": True} if trust_remote_code else {}
@@ -87,7 +91,11 @@ def build(
         )
         if quantization is not None:
             module = quantization.finish(module, asked)
-    return module, judge_report(source.name, ObservedModel(module, source.name).prefix, report)
+    notes = judge_report(source.name, ObservedModel(module, source.name).prefix, report)
+    if source.adapter is not None:
+        with quiet(), warnings.catch_warnings(action="ignore"):
+            module = merge_adapter(source, source.adapter, module)
+    return module, notes
 
 
 def _resolve_class(source: Source, model_class: type[Any], code: dict[str, bool]) -> tuple[Any, type[Any]]:
@@ -109,6 +117,9 @@ def model_class(source: Source, *, trust_remote_code: bool) -> type[Any]:
     """
     import transformers
 
+    adapted = adapted_class(source) if source.adapter is not None else None
+    if adapted is not None:
+        return adapted
     model_type = source.config.get("model_type")
     if model_type is None or model_type in transformers.CONFIG_MAPPING:
         for name in source.config.get("architectures") or []:

@@ -99,9 +99,12 @@ def _processor(source: Source, kind: str, trust_remote_code: bool) -> tuple[Any,
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     auto_class: Any = {"text": AutoTokenizer, "image": AutoImageProcessor}.get(kind, AutoProcessor)
+    folder = source.folder
+    if source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file():
+        folder = source.adapter
     with quiet():
         try:
-            return auto_class.from_pretrained(source.folder, trust_remote_code=trust_remote_code), ""
+            return auto_class.from_pretrained(folder, trust_remote_code=trust_remote_code), ""
         # Any trouble with it is told when it is needed: token ids can be scanned without a tokenizer.
         except Exception as error:
             return None, f"{type(error).__name__}: {first_line(error)}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 HEADS = re.compile(
     r"(?:[A-Za-z_]\w*\.)*(?:\w*pooler\w*|\w*head|classifier|score|cls|qa_outputs|predictions)(?:\.|$)"
 )
-"""Names of what comes after the last block, so under no number; it may be missing from a checkpoint."""
+"""Names of what comes after the last block, so under no number; it may be missing or have another size."""
 
 
 def judge_report(name: str, prefix: str, report: dict[str, Any]) -> dict[str, list[str]]:
@@ -29,23 +29,26 @@ def judge_report(name: str, prefix: str, report: dict[str, Any]) -> dict[str, li
     Raises:
         UserError: when a size does not match, or a weight of the backbone is missing.
     """
-    if report["mismatched_keys"]:
-        sizes = [
-            f"{key} is {list(there)} there and {list(expected)} in the model"
-            for key, there, expected in sorted(report["mismatched_keys"])
-        ]
-        raise UserError(f"{name}: weights do not match config.json: {some(sizes)}")
-    missing = sorted(report["missing_keys"])
-    unused = sorted(report["unexpected_keys"])
-    backbone = [
-        key for key in missing if key.startswith(prefix) and not HEADS.match(key.removeprefix(prefix))
+    wrong = [
+        f"{key} is {list(there)} there and {list(expected)} in the model"
+        for key, there, expected in sorted(report["mismatched_keys"])
+        if not _is_head(key, prefix)
     ]
+    if wrong:
+        raise UserError(f"{name}: weights do not match config.json: {some(wrong)}")
+    missing = sorted({*report["missing_keys"], *(key for key, _, _ in report["mismatched_keys"])})
+    unused = sorted(report["unexpected_keys"])
+    backbone = [key for key in missing if not _is_head(key, prefix)]
     if backbone:
         unknown = f"; the checkpoint has names that the model has not: {some(unused)}" if unused else ""
         raise UserError(
             f"{name}: the checkpoint lacks {len(backbone)} weights of the model: {some(backbone)}{unknown}"
         )
     return {"newly_initialized": missing, "unused": unused}
+
+
+def _is_head(key: str, prefix: str) -> bool:
+    return not key.startswith(prefix) or bool(HEADS.match(key.removeprefix(prefix)))
 
 
 @contextmanager

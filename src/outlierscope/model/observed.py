@@ -114,6 +114,12 @@ class ObservedModel:
         limit = next((item for item in limits if isinstance(item, int) and item > 0), None)
         return None if limit is None else limit - self._unusable_positions(limit)
 
+    @property
+    def usual_length(self) -> int | None:
+        """How many tokens of a text its users' library lets it see; ``None`` where it does not say."""
+        limit: int | None = self.origin.get("sentence_transformers", {}).get("max_seq_length")
+        return limit
+
     def _unusable_positions(self, limit: int) -> int:
         # Position tables of RoBERTa's kind count from after the padding index: 512 of 514 rows serve.
         for name, module in self.module.named_modules():

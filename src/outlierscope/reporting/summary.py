@@ -103,6 +103,7 @@ def summarize(scan: Scan) -> Summary:
         str(model["class"] or "weights without a config"),
         f"{model['parameters'] / 1e6:,.1f} M parameters",
         _dtype(model),
+        *_adapter(model),
         *shapes,
     ]
     return Summary(
@@ -136,6 +137,11 @@ def _dtype(model: dict[str, Any]) -> str:
         return str(model["dtype"])
     file = origin["gguf"]
     return f"{model['dtype']} {'dequantized ' if file['quantized'] else ''}from {file['quantization']}"
+
+
+def _adapter(model: dict[str, Any]) -> list[str]:
+    adapter = model.get("origin", {}).get("adapter")
+    return [] if adapter is None else [f"{adapter['type']} adapter merged into {adapter['base']}"]
 
 
 def _formats(scan: Scan) -> list[FormatLine]:
@@ -244,6 +250,9 @@ def _read(scan: Scan) -> list[str]:
         f"{counted(read['tokens'], 'token')} in {counted(read['sequences'], 'sequence')} of up to {read['longest']} "
         f"from {_source(corpus['source'])}"
     ]
+    usual = scan.manifest["model"].get("origin", {}).get("sentence_transformers", {}).get("max_seq_length")
+    if settings["length"] is None and read["longest"] == usual:
+        lines.append("windows end where sentence-transformers cuts texts; --length for longer ones")
     sampled = share(read["sampled_tokens"] / read["tokens"])
     if read["sampled_tokens"] == read["tokens"]:
         lines.append("attention patterns, medians and histograms: of every token")

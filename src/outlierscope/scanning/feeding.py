@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from outlierscope.corpus.open import open_corpus
+from outlierscope.corpus.open import DEFAULT_LENGTH, open_corpus
 from outlierscope.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,11 +51,18 @@ def corpus_for(
         text=text,
         column=column,
         tokens=settings.tokens,
-        length=settings.length,
+        length=_length(model, settings),
         batch_size=settings.batch_size,
         bos=settings.bos,
         sample_every=1 if settings.exact else settings.sample_every,
     )
+
+
+def _length(model: ObservedModel, settings: ScanSettings) -> int | None:
+    """Tokens of a window: what was asked for, else no more than the model is shown in use, else left open."""
+    if settings.length is not None or model.usual_length is None or model.kind != "text":
+        return settings.length
+    return min(DEFAULT_LENGTH, model.usual_length, model.max_length or DEFAULT_LENGTH)
 
 
 def _positions(model: ObservedModel) -> int:

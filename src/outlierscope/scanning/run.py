@@ -220,7 +220,9 @@ def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
         "self_check": checks,
         "read": vars(progress) | {"class_names": list(run.corpus.class_names)},
         "nonfinite": _nonfinite(run.measurements),
-        "not_observed": not_observed(observed.anatomy, run.settings, not_applied, progress.unobserved),
+        "not_observed": not_observed(
+            observed.anatomy, run.settings, not_applied, progress.unobserved, observed.origin
+        ),
         "identity": run.identity,
     }
     examples = collect_examples(observed, run.corpus, findings, single=bool(progress.halved))

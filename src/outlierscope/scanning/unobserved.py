@@ -17,11 +17,13 @@ def not_observed(
     settings: ScanSettings,
     not_applied: list[NotApplied],
     unobserved: dict[str, str],
+    origin: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """What a reader must not take for absent: sites without statistics, rules without enough data."""
     rows: list[dict[str, Any]] = []
     if anatomy.proved is not True:
         rows.append({"what": "anatomy", "why": anatomy.reason or "no attention stack was found"})
+    rows += beside_the_model(origin)
     by_reason: dict[tuple[str, str], list[int | None]] = {}
     for site, why in (anatomy.missing | {Site.parse(site): why for site, why in unobserved.items()}).items():
         by_reason.setdefault((f"{site.stack} {site.name}", why), []).append(site.layer)
@@ -40,3 +42,10 @@ def not_observed(
         {"what": "generation", "why": "a scan reads given text; what the model writes itself is not observed"}
     )
     return rows
+
+
+def beside_the_model(origin: dict[str, Any]) -> list[dict[str, Any]]:
+    """Modules that come with a model but are no part of what is scanned (``Source.origin``)."""
+    others = origin.get("sentence_transformers", {}).get("not_scanned")
+    why = "modules of sentence-transformers after the transformer; not scanned"
+    return [{"what": ", ".join(others), "why": why}] if others else []

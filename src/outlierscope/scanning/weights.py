@@ -18,6 +18,7 @@ from outlierscope.scanning.judging import describe_criteria, judge
 from outlierscope.scanning.resume import Progress
 from outlierscope.scanning.scan import Scan, check_folder, clear_folder
 from outlierscope.scanning.settings import ScanSettings
+from outlierscope.scanning.unobserved import beside_the_model
 from outlierscope.stats.measurements import Measurements
 from outlierscope.weights.checkpoint import open_checkpoint
 from outlierscope.weights.summaries import WeightSummaries
@@ -86,6 +87,7 @@ def scan_weights(
         "not_observed": [
             {"what": "activations and attention", "why": "only the weights were asked for"},
             *checkpoint.not_told(),
+            *beside_the_model(checkpoint.source.origin),
             *({"what": item.criterion, "why": item.reason} for item in not_applied),
         ],
     }

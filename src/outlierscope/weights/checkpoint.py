@@ -212,6 +212,11 @@ def open_checkpoint(
         source, entries = Source(str(name), path.parent, {}), read_header(path)
     else:
         source = find_source(name, revision=revision, listener=listener)
+        if source.adapter is not None:
+            raise UserError(
+                f"{name} is an adapter, and merging it needs the model: scan the whole model instead, "
+                f"or the weights of its base {source.origin['adapter']['base']} alone"
+            )
         if not source.safetensors:
             raise UserError(
                 f"{name} has its weights in pickles only; weights alone are read from safetensors: "

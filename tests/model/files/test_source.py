@@ -16,10 +16,11 @@ class Hub:
     """A stand-in for the hub: a repository's files, and the patterns that were asked for."""
 
     def __init__(self, cache, files):
-        self.files, self.folder, self.fetched = files, cache / "c0ffee", []
+        self.files, self.folder, self.fetched, self.revisions = files, cache / "c0ffee", [], []
 
     def snapshot_download(self, name, *, revision, allow_patterns, ignore_patterns=()):
         self.folder.mkdir(exist_ok=True)
+        self.revisions.append(revision)
         for path, content in self.files.items():
             wanted = any(fnmatch.fnmatch(path, pattern) for pattern in allow_patterns)
             if wanted and not any(fnmatch.fnmatch(path, pattern) for pattern in ignore_patterns):
@@ -71,6 +72,58 @@ def test_only_the_weights_that_are_needed_are_fetched(hub, files, fetched, safet
     assert set(stand_in.fetched) == {"config.json", "tokenizer.json", *fetched}
     assert source.safetensors == safetensors
     assert (source.revision, source.name) == ("c0ffee", "someone/model")
+
+
+SENTENCE = json.dumps(
+    [{"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
+)
+
+
+def test_the_transformer_in_a_subfolder_is_fetched(hub):
+    within = {
+        "config.json": "{}",
+        "model.safetensors": "",
+        "tokenizer.json": "{}",
+        "onnx/model.safetensors": "",
+    }
+    stand_in = hub(
+        **{"modules.json": SENTENCE, "1_Pooling/config.json": "{}"},
+        **{f"0_Transformer/{name}": content for name, content in within.items()},
+    )
+    source = find_source("someone/model", revision="v1")
+    assert source.folder == stand_in.folder / "0_Transformer"
+    assert source.revision == "c0ffee"
+    assert set(stand_in.fetched) == {
+        "modules.json", *(f"0_Transformer/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json"))
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_and_its_base_are_fetched(hub, tmp_path, weights):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"model_type": "llama"}')
+    (base / "model.safetensors").write_text("")
+    content = json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(base), "revision": "v2"})
+    stand_in = hub(**{"adapter_config.json": content, weights: "", "README.md": "", "optimizer.pt": ""})
+    source = find_source("someone/adapter", revision="v1")
+    assert set(stand_in.fetched) == {"adapter_config.json", weights}
+    assert (source.folder, source.adapter, source.revision) == (base, stand_in.folder, "c0ffee")
+    assert source.config == {"model_type": "llama"}
+
+
+def test_the_base_of_an_adapter_may_be_on_the_hub(hub, tmp_path):
+    stand_in = hub(**{"config.json": "{}", "model.safetensors": ""})
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "someone/base", "revision": "v2"})
+    )
+    source = find_source(adapter)
+    assert stand_in.revisions[-1] == "v2"
+    assert (source.folder, source.adapter, source.revision) == (stand_in.folder, adapter, None)
+    assert source.origin["adapter"]["base"] == "someone/base"
+    assert source.origin["adapter"]["base_revision"] == "c0ffee"
 
 
 def test_code_is_fetched_only_where_it_is_trusted(hub):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outlierscope.errors import UserError, first_line
+from outlierscope.model.files.sentence_folder import read_sentence_folder
 from outlierscope.model.files.shards import read_json
 
 if TYPE_CHECKING:
@@ -21,23 +22,52 @@ HUB_ID = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?")
 def fetch_folder(name: str, revision: str | None, *, remote_code: bool) -> Path:
     """Folder in the local cache with the small files of a hub model and its weights in one format.
 
+    Those of an adapter as well, and those in the subfolder where sentence-transformers keeps the transformer.
+
     Raises:
         UserError: when there is no such model, or it cannot be fetched.
     """
     _check_id(name)
     with _as_one_line(name, revision):
-        folder = _download(
-            name, revision, *SMALL_FILES, *(["*.py"] if remote_code else []), "model.safetensors"
-        )
-        if (folder / "model.safetensors").is_file():
-            return folder
-        if (folder / "model.safetensors.index.json").is_file():
-            _download(name, revision, *_shard_names(folder / "model.safetensors.index.json"))
-        elif (folder / "pytorch_model.bin.index.json").is_file():
-            _download(name, revision, *_shard_names(folder / "pytorch_model.bin.index.json"))
-        else:
-            _download(name, revision, "pytorch_model.bin")
+        folder = _fetch(name, revision, "", remote_code=remote_code)
+        sentence = read_sentence_folder(name, folder)
+        if sentence is not None and sentence.subfolder:
+            _fetch(name, revision, f"{sentence.subfolder}/", remote_code=remote_code)
     return folder
+
+
+def _fetch(name: str, revision: str | None, within: str, *, remote_code: bool) -> Path:
+    """Fetch the files of one folder (empty, or its name with a slash); the repository's folder in the cache."""
+
+    def download(*patterns: str) -> Path:
+        from huggingface_hub import snapshot_download
+
+        # Exports to other formats lie in subfolders.
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=[f"{within}{pattern}" for pattern in patterns],
+                ignore_patterns=[f"{within}*/*"],
+            )
+        )
+
+    code = ["*.py"] if remote_code else []
+    repository = download(*SMALL_FILES, *code, "model.safetensors", "adapter_model.safetensors")
+    folder = repository / within
+    if (folder / "model.safetensors").is_file():
+        return repository
+    if (folder / "model.safetensors.index.json").is_file():
+        download(*_shard_names(folder / "model.safetensors.index.json"))
+    elif (folder / "pytorch_model.bin.index.json").is_file():
+        download(*_shard_names(folder / "pytorch_model.bin.index.json"))
+    else:
+        download("pytorch_model.bin")
+        if (folder / "adapter_config.json").is_file() and not (
+            folder / "adapter_model.safetensors"
+        ).is_file():
+            download("adapter_model.bin")
+    return repository
 
 
 def fetch_file(name: str, file: str, revision: str | None) -> Path:
@@ -76,15 +106,6 @@ def files_of(name: str, folder: Path, revision: str | None, ending: str) -> list
 def _check_id(name: str) -> None:
     if name.startswith((".", "/", "~")) or name.endswith(os.sep) or not HUB_ID.fullmatch(name):
         raise UserError(f"no such folder: {name}")
-
-
-def _download(name: str, revision: str | None, *patterns: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    # "*/*": exports to other formats lie in subfolders.
-    return Path(
-        snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"])
-    )
 
 
 def _shard_names(index: Path) -> list[str]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlierscope.errors import UserError
 from outlierscope.listener import silent
 from outlierscope.model.files.hub import fetch_file, fetch_folder, files_of
+from outlierscope.model.files.sentence_folder import MODULES, read_sentence_folder
 from outlierscope.model.files.shards import read_json, some
 
 if TYPE_CHECKING:
     from outlierscope.listener import Listener
 
-GGUF = ".gguf"
+GGUF, ADAPTER = ".gguf", "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Source:
         folder: its files in Hugging Face format.
         config: content of its config.json.
         revision: commit on the hub; ``None`` for a local folder.
-        origin: how it came into that folder, where it was not simply there: ``gguf``.
+        origin: how it came into that folder, where it was not simply there, and what else belongs to it: ``gguf``,
+            ``sentence_transformers``, ``adapter``.
+        adapter: folder of the adapter that is to be merged into it.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Source:
     config: dict[str, Any]
     revision: str | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    adapter: Path | None = None
 
     @property
     def safetensors(self) -> bool:
@@ -42,7 +46,9 @@ class Source:
 
     @property
     def location(self) -> str:
-        """The file or folder that the weights come from."""
+        """The file or folder that the user named."""
+        if self.adapter is not None:
+            return str(self.adapter)
         return str(self.origin["gguf"]["file"] if "gguf" in self.origin else self.folder)
 
 
@@ -56,8 +62,8 @@ def find_source(
     """The folder of a local model, or of a hub model after downloading what is not in the cache.
 
     Args:
-        name: a folder in Hugging Face format or with one .gguf file, a .gguf file, a hub id, or a hub id with the
-            name of a .gguf file behind a colon.
+        name: a folder in Hugging Face format, of sentence-transformers, with an adapter or with one .gguf file; a
+            .gguf file; a hub id; or a hub id with the name of a .gguf file behind a colon.
         revision: branch, tag or commit of a hub model.
         remote_code: fetch Python files too.
         listener: told how far a conversion has come.
@@ -81,7 +87,7 @@ def find_source(
     if path.suffix == GGUF:
         raise UserError(f"no such file: {text}")
     folder = fetch_folder(text, revision, remote_code=remote_code)
-    if not (folder / "config.json").is_file():
+    if not any((folder / file).is_file() for file in ("config.json", MODULES, ADAPTER)):
         files = files_of(text, folder, revision, GGUF)
         if len(files) > 1:
             raise _which_one(text, files, f"{text}:{files[0]}")
@@ -91,8 +97,21 @@ def find_source(
 
 
 def _in_folder(name: str, folder: Path, commit: str | None, listener: Listener) -> Source:
+    sentence = read_sentence_folder(name, folder)
+    if sentence is None:
+        return _model_folder(name, folder, commit, listener)
+    source = _model_folder(name, folder / sentence.subfolder, commit, listener)
+    own = sentence.describe(folder / sentence.subfolder)
+    return replace(source, origin=source.origin | {"sentence_transformers": own})
+
+
+def _model_folder(name: str, folder: Path, commit: str | None, listener: Listener) -> Source:
+    if not folder.is_dir():
+        raise UserError(f"{name} lacks the folder {folder.name} that its {MODULES} names")
     has_weights = any(_has(folder, weights) for weights in ("model.safetensors", "pytorch_model.bin"))
     if not has_weights:
+        if (folder / ADAPTER).is_file():
+            return _with_adapter(name, folder, commit, listener)
         files = sorted(path.name for path in folder.iterdir() if path.suffix == GGUF)
         if len(files) > 1:
             raise _which_one(name, files, str(folder / files[0]))
@@ -106,6 +125,35 @@ def _in_folder(name: str, folder: Path, commit: str | None, listener: Listener) 
         seen = f" (it has {', '.join(others[:3])}, which cannot be read)" if others else ""
         raise UserError(f"{name} has no weights: neither model.safetensors nor pytorch_model.bin{seen}")
     return Source(name, folder, config, commit)
+
+
+def _with_adapter(name: str, folder: Path, commit: str | None, listener: Listener) -> Source:
+    """The base model that an adapter names, and the adapter with it."""
+    config = read_json(folder / ADAPTER)
+    base_name = config.get("base_model_name_or_path")
+    if not isinstance(base_name, str) or not base_name:
+        raise UserError(f"{folder / ADAPTER} names no base model (base_model_name_or_path)")
+    if (folder / base_name).is_dir():
+        base_name = str(folder / base_name)
+    revision = None if Path(base_name).exists() else config.get("revision")
+    try:
+        base = find_source(base_name, revision=revision, listener=listener)
+    except UserError as error:
+        raise UserError(
+            f"{name} is an adapter, and its base model cannot be had: {error}; "
+            f"base_model_name_or_path in {folder / ADAPTER} says where it is"
+        ) from error
+    if base.adapter is not None:
+        raise UserError(f"{name} is an adapter of {base.name}, which is an adapter too; merge that one first")
+    own = {
+        "type": config.get("peft_type"),
+        "task": config.get("task_type"),
+        "auto_mapping": config.get("auto_mapping"),
+        "base": base.name,
+        "base_source": base.location,
+        "base_revision": base.revision,
+    }
+    return Source(name, base.folder, base.config, commit, base.origin | {"adapter": own}, folder)
 
 
 def _has(folder: Path, weights: str) -> bool:
