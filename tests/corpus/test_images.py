@@ -10,7 +10,8 @@ from PIL import Image
 from outlierscope.corpus.batching import Sampling
 from outlierscope.corpus.image_classes import PatchGrid
 from outlierscope.corpus.images import ImageCorpus, first_pixels
-from outlierscope.corpus.pictures import PictureError, folder_pictures, given_pictures, upright_rgb
+from outlierscope.corpus.media import MediaError, folder_files
+from outlierscope.corpus.pictures import IMAGE_SUFFIXES, given_pictures, upright_rgb
 from outlierscope.errors import UserError
 
 GRID = PatchGrid(1, 2, 2, 16, 16)
@@ -50,9 +51,13 @@ def folder(tmp_path):
     return tmp_path
 
 
+def folder_pictures(folder):
+    return folder_files(folder, IMAGE_SUFFIXES, "pictures", "images")
+
+
 def make(folder, processor, **choices):
     choices = {"stack": "vision", "grid": GRID, "batch_size": 2} | choices
-    return ImageCorpus(folder_pictures(folder), processor, folder=folder, **choices)
+    return ImageCorpus(folder_pictures(folder), processor, **choices)
 
 
 def test_a_folder_is_read_in_order_without_what_is_broken(folder, processor):
@@ -92,6 +97,20 @@ def test_a_restart_changes_nothing(folder, processor, start):
         assert torch.equal(one.inputs["pixel_values"], other.inputs["pixel_values"])
         assert torch.equal(one.sequence_ids, other.sequence_ids)
     assert corpus.describe() == described
+    if 0 < start <= len(whole):
+        # Saved as JSON, and read by a corpus that has read nothing yet.
+        cursor = json.loads(json.dumps(whole[start - 1].cursor))
+        resumed = make(folder, processor, sampling=Sampling(2, 3))
+        for one, other in zip(resumed.batches(start, cursor), whole[start:], strict=True):
+            assert (one.number, one.documents, one.dear, one.cursor) == (
+                other.number,
+                other.documents,
+                other.dear,
+                other.cursor,
+            )
+            assert torch.equal(one.sequence_ids, other.sequence_ids)
+            assert torch.equal(one.inputs["pixel_values"], other.inputs["pixel_values"])
+        assert resumed.describe() == described
     fresh = make(folder, processor)
     assert sum(len(batch.documents) for batch in fresh.batches(start)) == max(0, 9 - 2 * start)
     assert fresh.describe()["skipped"] == described["skipped"]
@@ -106,7 +125,7 @@ def test_the_budget_counts_positions(folder, processor, tokens, pictures):
 
 def test_the_batch_size_follows_from_the_positions(processor):
     corpus = ImageCorpus(
-        [picture()], processor, folder=None, stack="vision", grid=PatchGrid(1, 14, 14, 16, 16)
+        given_pictures([picture()]), processor, stack="vision", grid=PatchGrid(1, 14, 14, 16, 16)
     )
     assert corpus.batch_size == 20
 
@@ -165,8 +184,7 @@ def test_all_pictures_bad(tmp_path, processor):
     with pytest.raises(UserError) as caught:
         first_pixels(folder_pictures(tmp_path), processor)
     assert str(caught.value) == (
-        f"none of the 2 pictures can be decoded ({tmp_path / 'a.jpg'}: not a picture, or of an unknown "
-        "kind); give others"
+        "none of the 2 pictures can be decoded (a.jpg: not a picture, or of an unknown kind); give others"
     )
 
 
@@ -176,7 +194,7 @@ def test_a_processor_that_keeps_sizes_is_refused():
             return {"pixel_values": torch.zeros(1, 3, images.height, images.width)}
 
     pictures = given_pictures([picture(size=(32, 32)), picture(size=(64, 32))])
-    corpus = ImageCorpus(pictures, Keeps(), folder=None, stack="vision", grid=GRID)
+    corpus = ImageCorpus(pictures, Keeps(), stack="vision", grid=GRID)
     with pytest.raises(UserError) as caught:
         list(corpus.batches())
     assert str(caught.value) == (
@@ -188,7 +206,7 @@ def test_a_processor_that_keeps_sizes_is_refused():
 def test_pictures_from_python(tmp_path):
     picture().save(tmp_path / "a.png")
     found = given_pictures([str(tmp_path / "a.png"), tmp_path / "a.png", picture()])
-    assert [type(item).__name__ for item in found] == ["PosixPath", "PosixPath", "Image"]
+    assert [type(item.content).__name__ for item in found.items()] == ["PosixPath", "PosixPath", "Image"]
     with pytest.raises(UserError, match=r"^pictures\[0\] is a int; expected a path or a PIL image$"):
         given_pictures([3])
     with pytest.raises(UserError, match=r"^pictures\[0\]: no such file: nowhere.png$"):
@@ -218,9 +236,11 @@ def test_fingerprints_follow_content_and_settings(folder, processor):
 
 def test_words_for_places(folder, processor):
     corpus = make(folder, processor)
-    nothing = torch.tensor([-1] * 5)
-    assert corpus.context(nothing, 0) == "before the patches"
-    assert corpus.context(nothing, 4) == "patch in row 1, column 1"
+    batch = next(corpus.batches())
+    assert corpus.context(batch, 0, 0) == "before the patches of a.jpg"
+    assert corpus.context(batch, 1, 4) == "patch in row 1, column 1 of b.PNG"
+    assert corpus.place(0) is None
+    assert corpus.place(3) == {"patch_row": 1, "patch_column": 0}
     assert corpus.token_text(3) is None
 
 
@@ -236,7 +256,7 @@ def test_damaged_data_of_any_kind_is_told(tmp_path):
         (tmp_path / "b.png").write_bytes(damaged)
         try:
             assert upright_rgb(tmp_path / "b.png").mode == "RGB"
-        except PictureError as error:
+        except MediaError as error:
             reasons.append(str(error))
     assert len(reasons) > 30
     assert all(reason and "\n" not in reason for reason in reasons)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from outlierscope.corpus.images import ImageCorpus
 from outlierscope.corpus.open import DEFAULT_LENGTH, open_corpus
+from outlierscope.corpus.open_media import Sight
 from outlierscope.corpus.text import TextCorpus
 from outlierscope.errors import UserError
 
@@ -23,6 +24,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "blank.txt").write_text(" \n\t\n")
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "broken.jsonl").write_text('{"text": \n')
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
     (tmp_path / "my.csv").write_text("a,b\n")
     (tmp_path / "noextension").write_text("a b c")
     (tmp_path / "nothing").mkdir()
@@ -44,10 +46,9 @@ def open_text(data=None, *, tokenizer, **choices):
     return open_corpus(data, kind="text", stack="encoder", tokenizer=tokenizer, **choices)
 
 
-def open_pictures(data=None, *, processor, **choices):
-    return open_corpus(
-        data, kind="image", stack="vision", processor=processor, **{"positions": 5, "patch": 16} | choices
-    )
+def open_pictures(data=None, *, processor, patch=16, positions=5, **choices):
+    sight = Sight(processor, patch, positions) if processor else None
+    return open_corpus(data, kind="image", stack="vision", sight=sight, **choices)
 
 
 def test_readers_by_kind_of_data(place, minilm_tokenizer, processor):
@@ -114,7 +115,7 @@ TEXT_ERRORS = [
     (
         "my.csv",
         {},
-        "my.csv: unknown file type '.csv'; known are .txt, .jsonl, .parquet and folders of pictures",
+        "my.csv: unknown file type '.csv'; known are .txt, .jsonl, .parquet and folders of pictures or recordings",
     ),
     ("noextension", {}, "noextension: unknown file type ''; known are"),
     ("empty.txt", {}, "empty.txt holds only white space; give a file with text in it"),
@@ -134,7 +135,6 @@ TEXT_ERRORS = [
         {},
         "pictures/a.png is a picture, and this model reads text; give one of .txt, .jsonl",
     ),
-    ("hub:wikitext", {}, "hub:wikitext: data sets are not fetched from the hub; download it and give its"),
     ("my.txt", {"text": "a"}, "--text and --data exclude each other; give one of them"),
     (None, {"text": " "}, "--text holds only white space; give"),
     (
@@ -155,7 +155,14 @@ TEXT_ERRORS = [
         "texts[0] is a int; expected str, a sequence of token ids, or a mapping with input_ids or text",
     ),
     ("ids.jsonl", {"vocabulary_size": 7}, "ids.jsonl:1 holds the token id 7, but the model knows 7 tokens;"),
-    (None, {"kind": "audio"}, "this model reads audio input; only text and images can be scanned"),
+    (
+        None,
+        {"kind": "unknown"},
+        "this model reads unknown input; only text, images and audio can be scanned",
+    ),
+    ("a.wav", {}, "a.wav is a recording, and this model reads text; give one of .txt, .jsonl, .parquet"),
+    (None, {"kind": "audio"}, "this model comes without the feature extractor that recordings need"),
+    (None, {"kind": "audio", "text": "a"}, "--text is for text models, and this model reads audio"),
     (
         "my.txt",
         {"tokenizer": None, "processor_problem": "no tokenizer.json"},
@@ -190,7 +197,7 @@ IMAGE_ERRORS = [
     (
         "spoilt",
         {},
-        "none of the 1 pictures can be decoded (spoilt/a.png: not a picture, or of an unknown kind)",
+        "none of the 1 pictures can be decoded (a.png: not a picture, or of an unknown kind)",
     ),
     (None, {"text": "a"}, "--text is for text models, and this model reads images"),
     ("pictures", {"length": 512}, "--length is for text models, and this model reads images"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -136,6 +137,12 @@ def test_a_restart_changes_nothing(lengths, batch_size, tokens, start):
     whole = list(made.batches())
     assert_same(list(made.batches(start)), whole[start:])
     assert_same(list(make(iter(documents)).batches(start)), whole[start:])
+    if 0 < start <= len(whole):
+        # The cursor as saved, and a corpus that has read nothing yet.
+        cursor = json.loads(json.dumps(whole[start - 1].cursor))
+        resumed = make(iter(documents))
+        assert_same(list(resumed.batches(start, cursor)), whole[start:])
+        assert resumed.describe() == made.describe()
     assert [batch.number for batch in whole] == list(range(len(whole)))
     ids = torch.cat([batch.sequence_ids for batch in whole])
     assert ids.tolist() == list(range(len(ids)))
@@ -164,6 +171,8 @@ def test_a_restart_of_a_text_file(minilm_tokenizer, tmp_path, start):
     whole = list(make().batches())
     assert len(whole) > 30
     assert_same(list(make().batches(start)), whole[start:])
+    if 0 < start <= len(whole):
+        assert_same(list(make().batches(start, whole[start - 1].cursor)), whole[start:])
 
 
 def test_sampled_batches():
@@ -257,7 +266,7 @@ def test_errors_without_a_tokenizer():
         UserError, match=r"^--bos needs the model's tokenizer, and this model comes without one"
     ):
         corpus([[1, 2]], bos=True)
-    assert corpus([[1, 2]]).context(torch.tensor([1, 2]), 0) is None
+    assert corpus([[1, 2]]).context(next(corpus([[1, 2]]).batches()), 0, 0) is None
     assert corpus([[1, 2]]).token_text(1) is None
 
 
@@ -279,6 +288,6 @@ def test_context_of_a_word_and_of_padding(minilm_tokenizer):
     assert context_text(minilm_tokenizer, [*ids, -1, -1], 0, reach=3) == "«[CLS]» the old man"
     made = corpus(["The old man"], minilm_tokenizer, causal=False)
     (batch,) = made.batches()
-    assert made.context(batch.token_ids[0], 2) == "[CLS] the «old» man [SEP]"
+    assert made.context(batch, 0, 2) == "[CLS] the «old» man [SEP]"
     assert made.token_text(int(batch.token_ids[0, 2])) == "old"
     assert made.token_text(-1) is None

@@ -17,6 +17,12 @@ TEXT_CLASSES = ("initial", "special", "strong_delimiter", "weak_semantic", "othe
 IMAGE_CLASSES = ("cls", "register", "border", "inner")
 """Classes of the positions of an image encoder."""
 
+AUDIO_CLASSES = ("cls", "register", "quiet", "sound")
+"""Classes of the positions of an audio encoder."""
+
+Cursor = dict[str, Any]
+"""Where reading goes on: plain values, as each corpus understands them."""
+
 
 @dataclass
 class Batch:
@@ -26,13 +32,14 @@ class Batch:
         number: index of the batch in the whole corpus, from 0, whatever the number of processes.
         stack: the stack whose positions these tokens are.
         inputs: keyword arguments of the model's forward pass.
-        token_ids: [B, T] int64; -1 where a position has no token (image patches, padding).
+        token_ids: [B, T] int64; -1 where a position has no token (image patches, audio frames, padding).
         real: [B, T] bool; false for padding. The real tokens of a row are contiguous.
         classes: [B, T] uint8 index into ``class_names``.
-        class_names: ``TEXT_CLASSES`` or ``IMAGE_CLASSES``.
+        class_names: ``TEXT_CLASSES``, ``IMAGE_CLASSES`` or ``AUDIO_CLASSES``.
         sequence_ids: [B] int64, numbered over the whole corpus from 0.
         documents: where each sequence came from, for messages ("my.jsonl:17", a picture's file name).
         dear: whether the dear statistics (full patterns, histograms, medians) are computed on this batch.
+        cursor: where the corpus goes on after this batch.
     """
 
     number: int
@@ -45,6 +52,7 @@ class Batch:
     sequence_ids: Tensor
     documents: list[str]
     dear: bool = True
+    cursor: Cursor | None = None
 
     @property
     def tokens(self) -> int:
@@ -66,9 +74,10 @@ class Batch:
     def split(self) -> tuple[Batch, Batch]:
         """Two halves with the same number, for when the whole does not fit into memory."""
         half = len(self.sequence_ids) // 2
-        return self._take(slice(0, half)), self._take(slice(half, None))
+        return self.take(slice(0, half)), self.take(slice(half, None))
 
-    def _take(self, rows: slice) -> Batch:
+    def take(self, rows: slice) -> Batch:
+        """Some of the sequences, whole."""
         return Batch(
             number=self.number,
             stack=self.stack,
@@ -83,4 +92,5 @@ class Batch:
             sequence_ids=self.sequence_ids[rows],
             documents=self.documents[rows],
             dear=self.dear,
+            cursor=self.cursor,
         )

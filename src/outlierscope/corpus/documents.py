@@ -10,7 +10,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from outlierscope.errors import UserError
 
@@ -60,6 +61,19 @@ class DocumentSource(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Where the text comes from, for ``scan.json``."""
+
+
+@runtime_checkable
+class Seekable(Protocol):
+    """A source that gets to a document without reading those before it."""
+
+    def since(self, start: int) -> Iterator[Document]:
+        """The documents from index ``start`` on."""
+
+
+def documents_from(source: DocumentSource, start: int) -> Iterator[Document]:
+    """The documents from index ``start`` on, those before it passed over."""
+    return source.since(start) if isinstance(source, Seekable) else islice(source, start, None)
 
 
 class TextFile:

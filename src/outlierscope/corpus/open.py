@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlierscope.corpus.batching import Sampling
 from outlierscope.corpus.default import PythonReference
 from outlierscope.corpus.documents import JsonLines, Parquet, TextFile
-from outlierscope.corpus.image_classes import patch_grid
-from outlierscope.corpus.images import ImageCorpus, first_pixels
 from outlierscope.corpus.iterables import GivenDocuments
-from outlierscope.corpus.pictures import IMAGE_SUFFIXES, folder_pictures, given_pictures
+from outlierscope.corpus.open_media import open_audio, open_images
+from outlierscope.corpus.paths import existing
+from outlierscope.corpus.pictures import IMAGE_SUFFIXES
+from outlierscope.corpus.recordings import AUDIO_SUFFIXES
 from outlierscope.corpus.text import TextCorpus
 from outlierscope.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from PIL.Image import Image
-    from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from outlierscope.corpus.corpus import Corpus
     from outlierscope.corpus.documents import DocumentSource
+    from outlierscope.corpus.open_media import Hearing, Sight
 
 DEFAULT_LENGTH = 512
 """Tokens of a window, or what the model allows if that is less."""
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+MEDIA = {"image": "images", "audio": "audio"}
+"""What models of these kinds read, in messages."""
 
 
 def open_corpus(
@@ -38,12 +41,11 @@ def open_corpus(
     stack: str,
     causal: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    processor: BaseImageProcessor | None = None,
+    sight: Sight | None = None,
+    hearing: Hearing | None = None,
     processor_problem: str = "",
     max_length: int | None = None,
     vocabulary_size: int | None = None,
-    patch: int | Sequence[int] | None = None,
-    positions: int | None = None,
     text: str | None = None,
     column: str | None = None,
     tokens: int | None = None,
@@ -55,18 +57,17 @@ def open_corpus(
     """The corpus that ``data`` names, ready to be read.
 
     Args:
-        data: a path, an iterable (see ``GivenDocuments``; paths or PIL images for an image model), or
-            ``None`` for the default text.
-        kind: what the model reads: ``text`` or ``image``.
+        data: a path, an iterable (see ``GivenDocuments``, ``given_pictures``, ``given_recordings``), or ``None``
+            for the default text.
+        kind: what the model reads: ``text``, ``image`` or ``audio``.
         stack: stack of the model that sees the tokens.
         causal: whether that is a decoder.
         tokenizer: the model's tokenizer; not needed for token ids.
-        processor: the model's image processor; needed for images.
-        processor_problem: why there is none of them, for messages.
+        sight: how the model sees; needed for images.
+        hearing: how it hears; needed for audio.
+        processor_problem: why it comes without what is needed, for messages.
         max_length: most tokens that the model's positions allow; ``None``: no limit.
         vocabulary_size: rows of the token embedding, to refuse ids beyond.
-        patch: for images, pixels of a patch (or height and width).
-        positions: for images, how many positions the model makes of one picture.
         text: one text given as such, instead of ``data``.
         column: field of a .jsonl or column of a .parquet file; default ``text``.
         tokens: stop at this many real tokens.
@@ -84,26 +85,20 @@ def open_corpus(
         raise UserError("--text and --data exclude each other; give one of them")
     sampling = Sampling(every=sample_every)
     why = f" ({processor_problem})" if processor_problem else ""
-    if kind == "image":
+    if kind in ("image", "audio"):
         for option, value in {"--text": text, "--length": length, "--column": column, "--bos": bos}.items():
             if value is not None:
-                raise UserError(f"{option} is for text models, and this model reads images")
-        folder, pictures = _pictures(data)
-        if processor is None:
+                raise UserError(f"{option} is for text models, and this model reads {MEDIA[kind]}")
+    if kind == "image":
+        if sight is None:
             raise UserError(f"this model comes without the image processor that pictures need{why}")
-        return _image_corpus(
-            pictures,
-            processor,
-            folder,
-            stack,
-            patch,
-            positions,
-            batch_size,
-            tokens,
-            sampling,
-        )
+        return open_images(data, sight, stack=stack, batch_size=batch_size, tokens=tokens, sampling=sampling)
+    if kind == "audio":
+        if hearing is None:
+            raise UserError(f"this model comes without the feature extractor that recordings need{why}")
+        return open_audio(data, hearing, stack=stack, batch_size=batch_size, tokens=tokens, sampling=sampling)
     if kind != "text":
-        raise UserError(f"this model reads {kind} input; only text and images can be scanned")
+        raise UserError(f"this model reads {kind} input; only text, images and audio can be scanned")
     if length is None:
         length = min(DEFAULT_LENGTH, max_length or DEFAULT_LENGTH)
     elif max_length is not None and length > max_length:
@@ -151,24 +146,8 @@ def _document_source(
     if data is None:
         return PythonReference()
     if isinstance(data, (str, Path)):
-        return _file_source(_existing(data), column)
+        return _file_source(existing(data), column)
     return GivenDocuments(data)
-
-
-def _existing(data: str | Path) -> Path:
-    """The path, which exists and may be read."""
-    if str(data).startswith("hub:"):
-        raise UserError(
-            f"{data}: data sets are not fetched from the hub; download it and give its .parquet file"
-        )
-    path = Path(data).expanduser()
-    try:
-        path.stat()
-    except (OSError, ValueError):
-        raise UserError(f"no such file or folder: {path}") from None
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path} may not be read; change its permissions")
-    return path
 
 
 def _file_source(path: Path, column: str | None) -> DocumentSource:
@@ -183,55 +162,12 @@ def _file_source(path: Path, column: str | None) -> DocumentSource:
         return JsonLines(path, column or "text")
     if suffix == ".parquet":
         return Parquet(path, column or "text")
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES + AUDIO_SUFFIXES:
+        what = "picture" if suffix in IMAGE_SUFFIXES else "recording"
         raise UserError(
-            f"{path} is a picture, and this model reads text; give one of {', '.join(TEXT_SUFFIXES)}"
+            f"{path} is a {what}, and this model reads text; give one of {', '.join(TEXT_SUFFIXES)}"
         )
     raise UserError(
         f"{path}: unknown file type {path.suffix!r}; known are {', '.join(TEXT_SUFFIXES)} "
-        "and folders of pictures"
-    )
-
-
-def _pictures(data: str | Path | Iterable[Any] | None) -> tuple[Path | None, list[Path | Image]]:
-    """The folder that names are told relative to, and the pictures."""
-    if data is None:
-        raise UserError(
-            "this model reads images, and there is no default set; give a folder with --data FOLDER"
-        )
-    if not isinstance(data, (str, Path)):
-        return None, given_pictures(data)
-    path = _existing(data)
-    if path.is_dir():
-        return path, [*folder_pictures(path)]
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return path.parent, [path]
-    raise UserError(f"{path} is no picture, and this model reads images; give a folder with --data FOLDER")
-
-
-def _image_corpus(
-    pictures: list[Path | Image],
-    processor: BaseImageProcessor,
-    folder: Path | None,
-    stack: str,
-    patch: int | Sequence[int] | None,
-    positions: int | None,
-    batch_size: int | None,
-    tokens: int | None,
-    sampling: Sampling,
-) -> ImageCorpus:
-    if patch is None or positions is None:
-        raise UserError(
-            "this model's config names no patch_size; only image encoders with patches are supported"
-        )
-    pixels = first_pixels(pictures, processor)  # [1, channels, height, width]
-    return ImageCorpus(
-        pictures,
-        processor,
-        folder=folder,
-        stack=stack,
-        grid=patch_grid(positions, pixels.shape[-2], pixels.shape[-1], patch),
-        batch_size=batch_size,
-        tokens=tokens,
-        sampling=sampling,
+        "and folders of pictures or recordings"
     )

@@ -1,10 +1,12 @@
-"""Pictures: finding them in a folder and decoding them."""
+"""Pictures: decoding them, and those that are handed over from Python."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from outlierscope.corpus.media import Given, MediaError
 from outlierscope.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,32 +18,31 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 """Kinds of files that count as pictures; all other files of a folder are passed over."""
 
 
-class PictureError(Exception):
-    """A picture that cannot be decoded; the text is the reason."""
-
-
-def upright_rgb(picture: Path | Image) -> Image:
+def upright_rgb(picture: Path | bytes | Image) -> Image:
     """A picture in RGB, turned as its EXIF orientation says; of an animation the first frame.
 
+    Args:
+        picture: a file, the bytes of one, or what was decoded already.
+
     Raises:
-        PictureError: when it cannot be decoded.
+        MediaError: when it cannot be decoded.
     """
     import PIL.Image
     from PIL import ImageOps
 
     try:
-        if isinstance(picture, Path):
-            with PIL.Image.open(picture) as opened:
+        if isinstance(picture, (Path, bytes)):
+            with PIL.Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
                 opened.load()
                 return _rgb(ImageOps.exif_transpose(opened))
         return _rgb(ImageOps.exif_transpose(picture))
     except PIL.UnidentifiedImageError:
-        raise PictureError("not a picture, or of an unknown kind") from None
+        raise MediaError("not a picture, or of an unknown kind") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything for damaged data
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PictureError(reason) from None
+        raise MediaError(reason) from None
 
 
 def _rgb(image: Image) -> Image:
@@ -50,23 +51,7 @@ def _rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def folder_pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder and its subfolders, sorted by path; hidden files are passed over.
-
-    Raises:
-        UserError: when there are none.
-    """
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]
-    if not found:
-        raise UserError(f"{folder}: a folder without pictures ({', '.join(IMAGE_SUFFIXES)})")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def given_pictures(items: Iterable[Any]) -> list[Path | Image]:
+def given_pictures(items: Iterable[Any]) -> Given:
     """Paths and PIL images handed over from Python.
 
     Raises:
@@ -86,4 +71,6 @@ def given_pictures(items: Iterable[Any]) -> list[Path | Image]:
             raise UserError(f"pictures[{index}] is a {type(item).__name__}; expected a path or a PIL image")
     if not pictures:
         raise UserError("no pictures were given")
-    return pictures
+    return Given(
+        pictures, "images", "pictures", lambda image: f"{image.mode}:{image.size}:".encode() + image.tobytes()
+    )

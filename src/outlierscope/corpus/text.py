@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from outlierscope.corpus.batch import TEXT_CLASSES, Batch
 from outlierscope.corpus.batching import Sampling, gathered
+from outlierscope.corpus.documents import documents_from
 from outlierscope.corpus.iterables import GivenDocuments
 from outlierscope.corpus.token_classes import OTHER, class_table, text_classes, vocabulary_pieces
 from outlierscope.corpus.tokenization import SpecialTokens, space_rule, special_tokens
@@ -24,17 +26,29 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from outlierscope.corpus.batch import Cursor
     from outlierscope.corpus.documents import Document, DocumentSource
 
 _CHARACTERS_PER_TOKEN = 4
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Tally:
-    """What was met while reading, from the beginning of the corpus up to now."""
+    """What was met while reading, from the beginning of the corpus up to now; all that decides how it goes on.
 
-    windows: int = 0
+    Attributes:
+        documents: documents begun.
+        of_document: windows of the last of them, dropped ones included.
+        windows: windows in all, without dropped ones.
+        tokens: their tokens, special ones included.
+        empty_documents: documents without any window.
+        short_windows: windows dropped because they were too short.
+    """
+
     documents: int = 0
+    of_document: int = 0
+    windows: int = 0
+    tokens: int = 0
     empty_documents: int = 0
     short_windows: int = 0
 
@@ -108,39 +122,51 @@ class TextCorpus:
         """Names of the token classes."""
         return TEXT_CLASSES
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0, cursor: Cursor | None = None) -> Iterator[Batch]:
         """All batches from number ``start`` on; the k-th one is the same whatever ``start`` is.
 
-        What comes before ``start`` is tokenized again, which is cheap, and dropped.
+        Without the ``cursor`` of the batch before, what comes before ``start`` is tokenized again and dropped.
         """
-        first_sequence = 0
-        for number, windows in enumerate(gathered(self._windows(), self.batch_size)):
+        tally = _Tally() if cursor is None else _Tally(**cursor)
+        number, first_sequence = (0, 0) if cursor is None else (start, tally.windows)
+        for windows in gathered(self._windows(tally), self.batch_size):
             if number >= start:
                 yield self._batch(number, first_sequence, windows)
-            first_sequence += len(windows)
+            number, first_sequence = number + 1, first_sequence + len(windows)
 
-    def _windows(self) -> Iterator[Window]:
-        tally = _Tally()
-        left = self.tokens
-        for document in self.source:
-            tally.documents += 1
-            empty = True
-            for window in self._document_windows(document):
-                empty = False
+    def _windows(self, tally: _Tally) -> Iterator[Window]:
+        self._note(tally)
+        if self._enough(tally):  # of a cursor at the end
+            return
+        if tally.of_document:  # the document is begun once more, and what was read of it passed over
+            done = tally.of_document
+            tally = replace(tally, documents=tally.documents - 1)
+        else:
+            done = 0
+        for document in documents_from(self.source, tally.documents):
+            tally = replace(tally, documents=tally.documents + 1, of_document=done)
+            for window in islice(self._document_windows(document), done, None):
+                tally = replace(tally, of_document=tally.of_document + 1)
                 if len(window.token_ids) - window.special_tokens < LEAST_CONTENT:
-                    tally.short_windows += 1
+                    tally = replace(tally, short_windows=tally.short_windows + 1)
                     continue
-                tally.windows += 1
-                if tally.windows >= self._tally.windows:  # this reading is the one that came furthest
-                    self._tally = tally
-                yield window
-                if left is not None:
-                    left -= len(window.token_ids)
-                    if left <= 0:
-                        return
-            tally.empty_documents += empty
+                tally = replace(tally, windows=tally.windows + 1, tokens=tally.tokens + len(window.token_ids))
+                self._note(tally)
+                yield replace(window, cursor=asdict(tally))
+                if self._enough(tally):
+                    return
+            tally = replace(tally, empty_documents=tally.empty_documents + (tally.of_document == 0))
+            self._note(tally)
+            done = 0
         if not tally.windows:
             raise self._nothing_found(tally)
+
+    def _enough(self, tally: _Tally) -> bool:
+        return self.tokens is not None and tally.tokens >= self.tokens
+
+    def _note(self, tally: _Tally) -> None:
+        if (tally.documents, tally.of_document) >= (self._tally.documents, self._tally.of_document):
+            self._tally = tally  # this reading is the one that came furthest
 
     def _document_windows(self, document: Document) -> Iterator[Window]:
         special = self._special
@@ -178,6 +204,7 @@ class TextCorpus:
             sequence_ids=torch.arange(first, first + len(windows)),
             documents=[window.document for window in windows],
             dear=self.sampling.dear(number, first),
+            cursor=windows[-1].cursor,
         )
 
     def _checked(self, window: Window) -> Tensor:
@@ -199,7 +226,7 @@ class TextCorpus:
     @cached_property
     def _fingerprint(self) -> str:
         if isinstance(self.source, GivenDocuments):
-            for _ in self._windows():  # reads as much of an iterator as a scan does
+            for _ in self._windows(_Tally()):  # reads as much of an iterator as a scan does
                 pass
         settings = {
             "source": self.source.fingerprint(),
@@ -236,9 +263,14 @@ class TextCorpus:
         """How the vocabulary writes a token; ``None`` without a tokenizer."""
         return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else None
 
-    def context(self, token_ids: Tensor, position: int) -> str | None:
-        """The text around a token of a sequence ([T] ids); ``None`` without a tokenizer."""
-        return context_text(self.tokenizer, token_ids.tolist(), position) if self.tokenizer else None
+    def context(self, batch: Batch, row: int, position: int) -> str | None:
+        """The text around a token; ``None`` without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        return context_text(self.tokenizer, batch.token_ids[row, batch.rows(row)].tolist(), position)
+
+    def place(self, position: int) -> None:
+        """Nothing: a position says it all."""
 
     @property
     def estimated_tokens(self) -> int | None:

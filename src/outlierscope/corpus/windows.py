@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from outlierscope.corpus.batch import Cursor
     from outlierscope.corpus.documents import Document
     from outlierscope.corpus.tokenization import Join, SpecialTokens
 
@@ -28,11 +29,13 @@ class Window:
         document: name of the document that it was cut from.
         token_ids: the special tokens and the text's tokens.
         special_tokens: how many of them are special tokens that were put around the text.
+        cursor: where reading goes on after it.
     """
 
     document: str
     token_ids: list[int]
     special_tokens: int
+    cursor: Cursor | None = None
 
 
 def content_windows(

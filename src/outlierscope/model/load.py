@@ -33,7 +33,7 @@ def load(
     revision: str | None = None,
     listener: Listener = silent,
 ) -> ObservedModel:
-    """Load a model with its tokenizer or image processor, ready to be observed.
+    """Load a model with its tokenizer, image processor or feature extractor, ready to be observed.
 
     The class is the one that the checkpoint's config names, so that module names are those of the checkpoint;
     the attention implementation is left at its default; the model is in eval mode.
@@ -81,7 +81,7 @@ def wrap(module: nn.Module, processor: object = None, *, name: str = "live model
 
     Args:
         module: a model of transformers, or any module; on whatever device, in whatever dtype.
-        processor: its tokenizer or image processor.
+        processor: its tokenizer, image processor or feature extractor.
         name: what to call it in messages and files.
 
     Raises:
@@ -96,9 +96,10 @@ def wrap(module: nn.Module, processor: object = None, *, name: str = "live model
 
 
 def _processor(source: Source, kind: str, trust_remote_code: bool) -> tuple[Any, str]:
-    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-    auto_class: Any = {"text": AutoTokenizer, "image": AutoImageProcessor}.get(kind, AutoProcessor)
+    classes = {"text": AutoTokenizer, "image": AutoImageProcessor, "audio": AutoFeatureExtractor}
+    auto_class: Any = classes.get(kind, AutoProcessor)
     folder = source.folder
     if source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file():
         folder = source.adapter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,8 +57,17 @@ class ObservedModel:
         """What is run: the model without its head, as logits are not asked for."""
         from transformers import PreTrainedModel
 
+        if not isinstance(self.full, PreTrainedModel):
+            return self.full
         # ``base_model`` is the model itself for classes without a head, and for those that keep it elsewhere.
-        return self.full.base_model if isinstance(self.full, PreTrainedModel) else self.full
+        base: Any = self.full.base_model
+        module: nn.Module = base.get_encoder() if _decodes_audio(base) else base
+        return module
+
+    @property
+    def left_out(self) -> str:
+        """What of the model is never run because only its encoder is fed; empty when all is run."""
+        return "decoder" if self.module is not self.full and _decodes_audio(self.full.base_model) else ""
 
     @cached_property
     def prefix(self) -> str:
@@ -128,6 +138,16 @@ class ObservedModel:
                 return int(module.padding_idx) + 1
         return 0
 
+    def placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs on the model's device; what is floating-point in its dtype."""
+
+        def place(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            return value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device)
+
+        return {name: place(value) for name, value in inputs.items()}
+
     def fingerprint(self) -> str:
         """SHA-256 of config, parameter names, shapes, dtypes and sampled values; equal for equal models."""
         return fingerprint(self.full)
@@ -165,3 +185,9 @@ class ObservedModel:
             "origin": self.origin,
             "versions": versions(),
         }
+
+
+def _decodes_audio(module: Any) -> bool:
+    """Whether a model hears with an encoder and writes with a decoder."""
+    hears = KINDS.get(getattr(module, "main_input_name", "")) == "audio"
+    return hears and "decoder_input_ids" in inspect.signature(module.forward).parameters

@@ -260,10 +260,10 @@ def _read(scan: Scan) -> list[str]:
         lines.append(
             f"attention patterns, medians and histograms: of {sampled} of the tokens (--exact for all)"
         )
-    if corpus.get("pictures_skipped"):
-        lines.append(
-            f"{counted(corpus['pictures_skipped'], 'picture')} skipped: did not decode (listed in scan.json)"
-        )
+    for noun in ("picture", "recording"):
+        if corpus.get(f"{noun}s_skipped"):
+            skipped = counted(corpus[f"{noun}s_skipped"], noun)
+            lines.append(f"{skipped} skipped: did not decode (listed in scan.json)")
     dropped = scan.manifest["nonfinite"]
     if dropped:
         lines.append(
@@ -297,7 +297,7 @@ def _next(scan: Scan) -> list[str]:
                 "outlierscope scan FOLDER    of the whole model, with its config.json: " + ", ".join(left_out)
             ]
         return [f"{command}    {', '.join(left_out)} as well"]
-    data = "YOUR-FOLDER" if model["kind"] == "image" else "YOUR-OWN.jsonl"
+    data = "YOUR-FOLDER" if model["kind"] in ("image", "audio") else "YOUR-OWN.jsonl"
     if scan.manifest["read"]["sampled_tokens"] < scan.manifest["read"]["tokens"]:
         return [f"{command} --data {data} --exact    the same on your own data, nothing sampled"]
     return [f"{command} --data {data} --tokens 200000    more, and on your own data"]

@@ -22,6 +22,12 @@ def add_contexts(findings: list[Finding], corpus: Corpus) -> None:
         if not wanted:
             return
         for row, sequence in enumerate(batch.sequence_ids.tolist()):
-            ids = batch.token_ids[row, batch.rows(row)]
             for finding in wanted.pop(sequence, []):
-                finding.context = corpus.context(ids, int(finding.position or 0))
+                finding.context = corpus.context(batch, row, int(finding.position or 0))
+
+
+def add_places(findings: list[Finding], corpus: Corpus) -> None:
+    """Tell in ``extra`` where in its picture or recording a finding's position is."""
+    for finding in findings:
+        if finding.position is not None:
+            finding.extra |= corpus.place(finding.position) or {}

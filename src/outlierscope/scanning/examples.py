@@ -65,12 +65,8 @@ def collect_examples(
     if picked:
         with AttentionObserver(observed.module, observed.anatomy, lambda _: None, on_heads=keep) as observer:
             observer.begin(batch)
-            inputs = {
-                name: value.to(observed.device) if isinstance(value, torch.Tensor) else value
-                for name, value in batch.inputs.items()
-            }
             with torch.inference_mode():
-                observed.module(**inputs)
+                observed.module(**observed.placed(batch.inputs))
     return tensors
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from outlierscope.corpus.open import DEFAULT_LENGTH, open_corpus
+from outlierscope.corpus.open_media import Sight
 from outlierscope.errors import UserError
+from outlierscope.scanning.listening import hearing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,19 +37,22 @@ def corpus_for(
     if stack is None:
         raise UserError(f"{model.name}: {model.anatomy.reason or 'no stack of transformer blocks was found'}")
 
-    embedding = getattr(model.module, "get_input_embeddings", lambda: None)()
+    embedding = (
+        model.module.get_input_embeddings()
+        if model.kind == "text" and hasattr(model.module, "get_input_embeddings")
+        else None
+    )
     return open_corpus(
         data,
         kind=model.kind,
         stack=stack.name,
         causal=any(layer.attention.causal for layer in stack.layers if layer.attention),
         tokenizer=model.processor if model.kind == "text" else None,
-        processor=model.processor if model.kind == "image" else None,
+        sight=_sight(model) if model.kind == "image" and model.processor is not None else None,
+        hearing=hearing(model, stack) if model.kind == "audio" and model.processor is not None else None,
         processor_problem=model.processor_problem,
         max_length=model.max_length,
         vocabulary_size=getattr(embedding, "num_embeddings", None),
-        patch=getattr(model.config, "patch_size", None),
-        positions=_positions(model) if model.kind == "image" and model.processor is not None else None,
         text=text,
         column=column,
         tokens=settings.tokens,
@@ -65,11 +70,12 @@ def _length(model: ObservedModel, settings: ScanSettings) -> int | None:
     return min(DEFAULT_LENGTH, model.usual_length, model.max_length or DEFAULT_LENGTH)
 
 
-def _positions(model: ObservedModel) -> int:
-    """How long a sequence the model makes of a picture, found by showing it a blank one."""
+def _sight(model: ObservedModel) -> Sight:
+    """How a model sees; how long a sequence it makes of a picture is found by showing it a blank one."""
     from PIL import Image
 
     pixels = model.processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
-        output = model.module(pixel_values=pixels.to(model.device, model.dtype))
-    return int(output[0].shape[1])  # [1, positions, d]
+        output = model.module(**model.placed({"pixel_values": pixels}))
+    positions = int(output[0].shape[1])  # of [1, positions, d]
+    return Sight(model.processor, getattr(model.config, "patch_size", None), positions)

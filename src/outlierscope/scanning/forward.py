@@ -86,10 +86,7 @@ class TappedModel:
         try:
             if self._attention:
                 self._attention.begin(batch)
-            inputs = {
-                key: value.to(self._observed.device) if isinstance(value, torch.Tensor) else value
-                for key, value in batch.inputs.items()
-            }
+            inputs = self._observed.placed(batch.inputs)
             if "use_cache" in self._inputs:
                 inputs["use_cache"] = False
             # Not inference mode: its tensors could not be updated later, and Stats live on.

@@ -11,7 +11,7 @@ from outlierscope.scanning.store import checksum, read_json, read_tensors, write
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from outlierscope.corpus.batch import Batch
+    from outlierscope.corpus.batch import Batch, Cursor
     from outlierscope.stats.measurements import Measurements
 
 FOLDER = "resume"
@@ -33,6 +33,7 @@ class Progress:
         halved: numbers of the batches that were halved for lack of memory.
         seconds: time spent in passes, over all runs.
         unobserved: site -> why its attention could not be observed in some batch.
+        cursor: where the corpus goes on.
     """
 
     batches: int = 0
@@ -45,11 +46,13 @@ class Progress:
     halved: list[int] = field(default_factory=list)
     seconds: float = 0.0
     unobserved: dict[str, str] = field(default_factory=dict)
+    cursor: Cursor | None = None
 
     def count(self, batch: Batch) -> None:
         """Add one committed batch."""
         tokens, sequences = batch.tokens, len(batch.sequence_ids)
         self.batches = batch.number + 1
+        self.cursor = batch.cursor
         self.tokens += tokens
         self.sequences += sequences
         self.longest = max(self.longest, int(batch.real.sum(dim=1).max()))

@@ -14,7 +14,7 @@ from outlierscope.criteria.criterion import Corpus as CorpusFacts
 from outlierscope.criteria.weight import kept_sigma
 from outlierscope.errors import UserError
 from outlierscope.listener import silent
-from outlierscope.scanning.context import add_contexts
+from outlierscope.scanning.context import add_contexts, add_places
 from outlierscope.scanning.evidence import ScanEvidence
 from outlierscope.scanning.examples import collect_examples
 from outlierscope.scanning.feeding import corpus_for
@@ -161,7 +161,7 @@ def _read(run: _Run, *, resume: bool) -> dict[str, float]:
         save()
     saved = time.monotonic()
     with TappedModel(run.observed, run.measurements) as tapped:
-        for batch in run.corpus.batches(run.progress.batches):
+        for batch in run.corpus.batches(run.progress.batches, run.progress.cursor):
             start = time.monotonic()
             try:
                 fresh = tapped.observe(batch)
@@ -208,6 +208,7 @@ def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
     )
     run.listener("applying the criteria", 0, None)
     findings, not_applied = judge(run.criteria, evidence)
+    add_places(findings, run.corpus)
     if run.settings.text:
         add_contexts(findings, run.corpus)
     manifest = {
@@ -220,9 +221,7 @@ def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
         "self_check": checks,
         "read": vars(progress) | {"class_names": list(run.corpus.class_names)},
         "nonfinite": _nonfinite(run.measurements),
-        "not_observed": not_observed(
-            observed.anatomy, run.settings, not_applied, progress.unobserved, observed.origin
-        ),
+        "not_observed": not_observed(observed, run.settings, not_applied, progress.unobserved),
         "identity": run.identity,
     }
     examples = collect_examples(observed, run.corpus, findings, single=bool(progress.halved))

@@ -37,8 +37,8 @@ def check_taps(observed: ObservedModel, measurements: Measurements, batch: Batch
     Raises:
         ProofError: when a route changes the output.
     """
-    # Text can be cut; a picture is shown whole.
-    small = shorten(batch, CHECKED_TOKENS if "input_ids" in batch.inputs else batch.real.shape[1])
+    # Text can be cut; a picture is shown whole, and so is a recording.
+    small = shorten(batch, CHECKED_TOKENS) if "input_ids" in batch.inputs else batch.take(slice(0, 1))
     half = observed.dtype in (torch.float16, torch.bfloat16)
     tolerance = HALF_PRECISION_STEPS * torch.finfo(observed.dtype).eps if half else TOLERANCE
     differences: dict[str, float] = {}
@@ -111,12 +111,8 @@ def shorten(batch: Batch, tokens: int) -> Batch:
 
 
 def _output(observed: ObservedModel, batch: Batch) -> torch.Tensor:
-    inputs = {
-        key: value.to(observed.device) if isinstance(value, torch.Tensor) else value
-        for key, value in batch.inputs.items()
-    }
     with torch.inference_mode():
-        return _first(observed.module(**inputs))
+        return _first(observed.module(**observed.placed(batch.inputs)))
 
 
 def _first(output: Any) -> torch.Tensor:

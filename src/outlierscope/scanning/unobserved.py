@@ -8,22 +8,26 @@ from outlierscope.model.sites import LAYER_SITES, STACK_SITES, Site
 
 if TYPE_CHECKING:
     from outlierscope.criteria.criterion import NotApplied
-    from outlierscope.model.anatomy import Anatomy
+    from outlierscope.model.observed import ObservedModel
     from outlierscope.scanning.settings import ScanSettings
 
 
 def not_observed(
-    anatomy: Anatomy,
+    observed: ObservedModel,
     settings: ScanSettings,
     not_applied: list[NotApplied],
     unobserved: dict[str, str],
-    origin: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """What a reader must not take for absent: sites without statistics, rules without enough data."""
+    anatomy = observed.anatomy
     rows: list[dict[str, Any]] = []
+    if observed.left_out:
+        rows.append(
+            {"what": observed.left_out, "why": "recordings reach the encoder; what decodes is not run"}
+        )
     if anatomy.proved is not True:
         rows.append({"what": "anatomy", "why": anatomy.reason or "no attention stack was found"})
-    rows += beside_the_model(origin)
+    rows += beside_the_model(observed.origin)
     by_reason: dict[tuple[str, str], list[int | None]] = {}
     for site, why in (anatomy.missing | {Site.parse(site): why for site, why in unobserved.items()}).items():
         by_reason.setdefault((f"{site.stack} {site.name}", why), []).append(site.layer)

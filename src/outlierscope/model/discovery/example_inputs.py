@@ -22,7 +22,8 @@ def example_inputs(module: nn.Module, seed: int = 0) -> dict[str, Any]:
 
     Returns:
         For text ``input_ids`` [2, 12] int64 and an ``attention_mask`` of ones; for images ``pixel_values``
-        [2, channels, height, width]; for audio ``input_features`` or ``input_values``; for encoder-decoders
+        [2, channels, height, width]; for audio ``input_features`` or ``input_values`` (a spectrogram or
+        2 x 8000 samples); for encoder-decoders
         also ``decoder_input_ids``. Flags (no cache) only where ``forward`` takes them.
 
     Raises:
@@ -41,9 +42,10 @@ def example_inputs(module: nn.Module, seed: int = 0) -> dict[str, Any]:
     elif name == "pixel_values":
         inputs["pixel_values"] = _pixels(config, generator)
     elif name == "input_features":
-        bins = _first(config, "num_mel_bins", "feature_size", "input_feat_per_channel") or 80
-        frames = 2 * (_first(config, "max_source_positions") or 64)
-        inputs["input_features"] = torch.randn(SEQUENCES, bins, frames, generator=generator)
+        inputs["input_features"] = _spectrogram(config, generator)
+    elif name == "input_values" and _first(config, "num_mel_bins") and _first(config, "max_length"):
+        steps, bins = _first(config, "max_length"), _first(config, "num_mel_bins")
+        inputs["input_values"] = torch.randn(SEQUENCES, steps, bins, generator=generator)
     elif name == "input_values":
         inputs["input_values"] = torch.randn(SEQUENCES, 8000, generator=generator)
     else:
@@ -105,6 +107,16 @@ def _pixels(config: object, generator: torch.Generator) -> Tensor:
     height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
     channels = int(_first(config, "num_channels", "in_channels") or 3)
     return torch.randn(SEQUENCES, channels, height, width, generator=generator)  # [B, C, H, W]
+
+
+def _spectrogram(config: object, generator: torch.Generator) -> Tensor:
+    """[B, bins, steps] of a fixed number of steps, or [B, steps, bins] of any."""
+    by_step = _first(config, "input_feat_per_channel", "feature_projection_input_dim")
+    if by_step:
+        return torch.randn(SEQUENCES, 64, by_step, generator=generator)
+    bins = _first(config, "num_mel_bins", "feature_size") or 80
+    steps = 2 * (_first(config, "max_source_positions") or 64)
+    return torch.randn(SEQUENCES, bins, steps, generator=generator)
 
 
 def _placed(value: object, like: Tensor | None) -> object:
