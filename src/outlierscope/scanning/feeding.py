@@ -37,11 +37,8 @@ def corpus_for(
     if stack is None:
         raise UserError(f"{model.name}: {model.anatomy.reason or 'no stack of transformer blocks was found'}")
 
-    embedding = (
-        model.module.get_input_embeddings()
-        if model.kind == "text" and hasattr(model.module, "get_input_embeddings")
-        else None
-    )
+    reads = model.kind == "text"  # models that hear have no such method that works
+    embedding = getattr(model.module, "get_input_embeddings", lambda: None)() if reads else None
     return open_corpus(
         data,
         kind=model.kind,
