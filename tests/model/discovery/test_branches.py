@@ -165,6 +165,43 @@ def test_a_block_may_begin_with_a_norm_of_the_residual_stream_itself():
     assert any(name.startswith("norm_input(resid") and "attn_out" not in name for name in identities)
 
 
+MVP = BART | {"max_position_embeddings": 64, "use_prompt": False}
+FSMT = {
+    "langs": ["en", "de"],
+    "src_vocab_size": 100,
+    "tgt_vocab_size": 100,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+}
+
+
+def test_both_attentions_of_a_decoder_that_returns_its_weights_are_seen():
+    anatomy = discover(build("MvpModel", MVP))
+    assert anatomy.proved is True, anatomy.reason
+    for layer in anatomy.stacks["decoder"].layers:
+        assert (layer.attention.route, layer.cross_attention.route) == ("returned", "returned")
+        assert layer.attention.module.endswith("self_attn")
+        assert layer.cross_attention.module.endswith("encoder_attn")
+
+
+def test_attention_whose_weights_are_not_seen_is_a_mixer_and_a_cross_branch():
+    """It keeps hidden states as [T, B, d] and hands no weights out in the usual shape."""
+    anatomy = discover(build("FSMTModel", FSMT))
+    assert anatomy.proved is True, anatomy.reason
+    layer = anatomy.stacks["decoder"].layers[1]
+    assert "self_attn" in layer.taps["mixer_out"].module
+    assert "encoder_attn" in layer.taps["cross_out"].module
+    assert "fc2" in layer.taps["mlp_out"].module
+    assert (
+        layer.missing["cross_pattern"] == "no attention weights were seen that bring what another stack holds"
+    )
+
+
 def roles(layer):
     return {
         (matrix.role, matrix.parameter, matrix.transposed)

@@ -69,20 +69,25 @@ def attention_seen(trial: Trial) -> list[AttentionSeen]:
         )
         for call in trial.recording.attention
     ]
-    returned = None if called else _returned_attention(trial)
-    return called if returned is None else [returned]
+    return called or _returned_attention(trial)
 
 
-def _returned_attention(trial: Trial) -> AttentionSeen | None:
-    """The attention of a block that returns its weights; ``None`` where it does not.
+def _returned_attention(trial: Trial) -> list[AttentionSeen]:
+    """The attention of a block that returns its weights: every one whose values are found.
 
     ``z`` is the first input of a linear layer that is, head by head, the weights times some ``v``; ``v`` is
     looked for among the columns of what linear layers gave.
     """
-    patterns = returned_patterns(trial.recording)
-    if not patterns:
-        return None
-    pattern = patterns[0]  # the innermost module returns it first
+    found: list[AttentionSeen] = []
+    for pattern in returned_patterns(trial.recording):  # the innermost module returns it first
+        if not any(torch.equal(pattern.value, seen.pattern) for seen in found):
+            seen = _with_values(trial, pattern)
+            found += [seen] if seen is not None else []
+    return found
+
+
+def _with_values(trial: Trial, pattern: Passage) -> AttentionSeen | None:
+    hidden = trial.recording.find(trial.entrance)
     for reader in sorted(trial.linears.values(), key=lambda linear: linear.reads.order):
         z = reader.reads
         if not depends(z.origin, pattern.origin):
@@ -101,6 +106,7 @@ def _returned_attention(trial: Trial) -> AttentionSeen | None:
             sources={"q": query, "k": key, "v": [source]},
             z_origin=z.origin,
             window=None,
+            reads_elsewhere=not depends(source.reads.origin, hidden.origin),
         )
     return None
 

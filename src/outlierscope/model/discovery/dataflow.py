@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from outlierscope.model.discovery.trial import Linear, Trial
 
 
-def depends(origin: Node | None, on: Node | None) -> bool:
-    """Whether the tensor with graph node ``origin`` was computed from the one with graph node ``on``."""
-    return on is not None and any(node is on for node in _walk(origin, set()))
+def depends(origin: Node | None, on: Node | None, *, past: Node | None = None) -> bool:
+    """Whether the tensor with graph node ``origin`` was computed from the one with graph node ``on``.
+
+    With ``past`` given only what does not go through that node counts.
+    """
+    stops = set() if past is None else {past}
+    return on is not None and any(node is on for node in _walk(origin, stops))
 
 
 def last_linears(origin: Node | None, linears: Iterable[Linear]) -> list[Linear]:
@@ -46,21 +50,21 @@ def first_linears(origin: Node | None, linears: Iterable[Linear]) -> list[Linear
     return sorted(found, key=lambda linear: linear.writes.order)
 
 
-def mixes_tokens(trial: Trial, base: Passage, term: Passage) -> bool:
-    """Whether a term at one token depends on the residual stream ``base`` at another token."""
-    if term.origin is None or base.origin is None or not depends(term.origin, base.origin):
+def mixes_tokens(trial: Trial, source: Passage, term: Passage) -> bool:
+    """Whether a term at one token depends on ``source`` (hidden states of this or another stack) at another token."""
+    if term.origin is None or source.origin is None or not depends(term.origin, source.origin):
         return False
     hidden = trial.recording.find(trial.entrance).value
     batch, tokens = hidden.shape[0], hidden.shape[:-1].numel() // hidden.shape[0]
     one = torch.zeros_like(term.value)
-    one.view(batch, tokens, -1)[0, tokens // 2] = torch.linspace(
+    one.view(batch, tokens, -1)[-1, tokens // 2] = torch.linspace(
         1.0, 2.0, hidden.shape[-1], device=one.device
     )
     (gradient,) = torch.autograd.grad(
-        GradientEdge(term.origin, 0), GradientEdge(base.origin, 0), grad_outputs=one, retain_graph=True
+        GradientEdge(term.origin, 0), GradientEdge(source.origin, 0), grad_outputs=one, retain_graph=True
     )
-    reached = gradient.reshape(batch, tokens, -1).abs().amax(-1)  # [B, T]
-    reached[0, tokens // 2] = 0
+    reached = gradient.reshape(batch, -1, source.value.shape[-1]).abs().amax(-1)  # [B, T or S]
+    reached[-1, min(tokens // 2, reached.shape[1] - 1)] = 0
     return bool(reached.max() > 0)
 
 

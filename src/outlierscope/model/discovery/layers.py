@@ -50,7 +50,7 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
     for name, (seen, passage) in terms.items():
         base = next(a.base for a in additions if any(passage in s.passages for s, _ in a.terms))
         try:
-            if name.startswith(("mixer", "side")):
+            if name.startswith(("mixer", "side")) or (name == "cross_out" and seen is None):
                 branches[name] = Branch()
             elif seen is None:
                 branches[name] = mlp_branch(trial, passage, base.order)
@@ -76,6 +76,8 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
     layer.layout = _layout(trial, additions, branches)
     places = {name: attention_place(seen) for name, (seen, _) in terms.items() if seen is not None}
     layer.attention, layer.cross_attention = places.get("attn_out"), places.get("cross_out")
+    if "cross_out" in terms and layer.cross_attention is None:
+        layer.missing["cross_pattern"] = "no attention weights were seen that bring what another stack holds"
     if "mixer_out" in terms and "attn_out" not in terms:
         layer.missing["pattern"] = "no attention weights were seen in it; what mixes tokens is mixer_out"
     layer.aliases = _aliases(trial, layer, stack)
@@ -126,7 +128,8 @@ def _assign(trial: Trial, attention: list[AttentionSeen], additions: list[FoundA
     """Which term each branch wrote.
 
     That of an attention is the first that was computed from it. Of the others, one that carries something from token to
-    token is a mixer's, and the rest are MLPs': the one with most neurons is the block's MLP, others stand beside it.
+    token is a mixer's, one that brings tokens of another stack is a cross attention's whose weights were not seen, and
+    the rest are MLPs': the one with most neurons is the block's MLP, others stand beside it.
     """
     free = [(addition.base, stream) for addition in additions for stream, _ in addition.terms]
     assigned: Terms = {}
@@ -140,9 +143,14 @@ def _assign(trial: Trial, attention: list[AttentionSeen], additions: list[FoundA
         assigned[name] = (seen, written[1].passages[0])
         free.remove(written)
     mixing = [pair for pair in free if mixes_tokens(trial, pair[0].passages[0], pair[1].passages[0])]
+    bases = {stream.passages[0]: base for base, stream in free}
     rest = [stream.passages[0] for pair in free if pair not in mixing for stream in pair[1:]]
     if mixing:
         assigned["mixer_out"] = (None, mixing[0][1].passages[0])
+    crossing = next((passage for passage in rest if _reads_elsewhere(trial, bases[passage], passage)), None)
+    if crossing is not None and "cross_out" not in assigned:
+        assigned["cross_out"] = (None, crossing)
+        rest.remove(crossing)
     if rest:
         assigned["mlp_out"] = (None, max(rest, key=lambda passage: (neurons(trial, passage), passage.order)))
     side = [stream.passages[0] for _, stream in mixing[1:]]
@@ -150,6 +158,15 @@ def _assign(trial: Trial, attention: list[AttentionSeen], additions: list[FoundA
     if len(side) > len(SIDE_SITES):
         raise ProofError(f"{len(free)} branches besides attention are added to the residual stream")
     return assigned | {name: (None, passage) for name, passage in zip(SIDE_SITES, side, strict=False)}
+
+
+def _reads_elsewhere(trial: Trial, base: Stream, term: Passage) -> bool:
+    """Whether a term brings tokens of hidden states that the block was handed beside its own."""
+    others = [p for p in trial.recording.of(trial.block) if p.side == "input" and p.tap != trial.entrance]
+    return any(
+        depends(term.origin, other.origin, past=base.passages[0].origin) and mixes_tokens(trial, other, term)
+        for other in others
+    )
 
 
 def _proposal(
