@@ -272,3 +272,14 @@ def test_what_low_rank_projections_read_is_the_norm_before_the_first_of_them():
     seen = read_sites(model, anatomy, [site, before], example_inputs(model, seed=5))
     with torch.no_grad():
         assert_near(seen[site], model.layers[1].input_layernorm(seen[before]))
+
+
+def test_attention_that_is_made_of_two_is_observed_as_a_mixer():
+    anatomy = discover(build("DiffLlamaModel", GROUPED))
+    assert anatomy.proved is True, anatomy.reason
+    for layer in anatomy.stacks["decoder"].layers:
+        assert layer.attention is None
+        assert layer.missing["pattern"].startswith(
+            "it attends 2 times, and only one attention has a place in a block"
+        )
+        assert "self_attn" in layer.taps["mixer_out"].module

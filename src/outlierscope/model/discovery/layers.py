@@ -42,7 +42,7 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
         ProofError: where the residual identities do not hold.
     """
     additions = find_additions(trial)
-    attention = attention_seen(trial)
+    attention, unseen = _told_apart(attention_seen(trial))
     terms = _assign(trial, attention, additions)
     layer = LayerAnatomy(index, trial.block, "")
     layer.taps |= {"resid_pre": trial.entrance, "resid_post": trial.exit}
@@ -79,7 +79,7 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
     if "cross_out" in terms and layer.cross_attention is None:
         layer.missing["cross_pattern"] = "no attention weights were seen that bring what another stack holds"
     if "mixer_out" in terms and "attn_out" not in terms:
-        layer.missing["pattern"] = "no attention weights were seen in it; what mixes tokens is mixer_out"
+        layer.missing["pattern"] = f"{unseen}; what mixes tokens is mixer_out"
     layer.aliases = _aliases(trial, layer, stack)
     for name in layer.aliases:
         layer.taps.pop(name, None)
@@ -124,6 +124,15 @@ def _inner(term: str) -> tuple[str, ...]:
     }.get(term, ())
 
 
+def _told_apart(attention: list[AttentionSeen]) -> tuple[list[AttentionSeen], str]:
+    """The attentions that have a place each, and why there is none where there is none."""
+    for elsewhere in (False, True):
+        times = sum(seen.reads_elsewhere is elsewhere for seen in attention)
+        if times > 1:
+            return [], f"it attends {times} times, and only one attention has a place in a block"
+    return attention, "no attention weights were seen in it"
+
+
 def _assign(trial: Trial, attention: list[AttentionSeen], additions: list[FoundAddition]) -> Terms:
     """Which term each branch wrote.
 
@@ -135,8 +144,6 @@ def _assign(trial: Trial, attention: list[AttentionSeen], additions: list[FoundA
     assigned: Terms = {}
     for seen in attention:
         name = "cross_out" if seen.reads_elsewhere else "attn_out"
-        if name in assigned:
-            raise ProofError(f"it attends {len(attention)} times")
         written = next((pair for pair in free if depends(pair[1].passages[0].origin, seen.z_origin)), None)
         if written is None:
             raise ProofError("what its attention gives is not added to the residual stream")
