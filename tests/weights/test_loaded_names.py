@@ -281,6 +281,18 @@ def test_tensors_that_the_loaded_model_does_not_have_are_told(tmp_path):
     assert reason.endswith("model.layers.0.mlp.up_proj.weight would be [96, 32] and is [50, 32] in the model")
 
 
+def test_a_tensor_that_is_there_twice_is_named_once(tmp_path):
+    folder = save(tiny_bert(), tmp_path)
+    name = "encoder.layer.1.output.LayerNorm.weight"
+    edit_weights(folder, lambda tensors: tensors.__setitem__(f"bert.{name}", tensors[name] + 1))
+    found = [part.place.parameter for part in open_checkpoint(folder).parts.found]
+    assert sorted(found) == sorted(set(found))
+    left_out = open_checkpoint(folder).parts.left_out
+    told = [name for name, why in left_out.items() if why == "another tensor is loaded in its place"]
+    assert len(told) == 1
+    assert name in found
+
+
 def test_no_weight_is_read_for_the_names(tmp_path):
     """The header alone decides: the same names from a file whose tensors are all zeros and sparse."""
     folder = save(make("Qwen2Moe"), tmp_path)

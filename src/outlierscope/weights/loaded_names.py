@@ -46,7 +46,7 @@ class LoadedNames:
     """What becomes of a checkpoint's tensors.
 
     Attributes:
-        parameters: every stored tensor is part of one of them.
+        parameters: every stored tensor is part of one of them, but for those in whose place another one is loaded.
         as_stored: stored tensor -> why it keeps its name; empty where transformers could not be asked at all.
         reason: why it could not; empty where it could.
     """
@@ -129,6 +129,9 @@ def _follow(model: Any, entries: Sequence[TensorEntry]) -> LoadedNames:
         if name not in expected:
             as_stored[entry.name] = "the loaded model has no such parameter"
             continue
+        if pattern is None and name in conversions:
+            as_stored[entry.name] = "another tensor is loaded in its place"
+            continue
         if name not in conversions:
             rule = WeightRenaming(entry.name, name) if pattern is None else deepcopy(by_pattern[pattern])
             conversions[name] = rule
@@ -150,7 +153,10 @@ def _follow(model: Any, entries: Sequence[TensorEntry]) -> LoadedNames:
             as_stored |= dict.fromkeys(stored, "rearranged while loading, which is not followed")
             continue
         parameters += [parameter for parameter in followed if parameter is not None]
-    parameters += [_unchanged(entry) for entry in entries if entry.name in as_stored]
+    taken = {parameter.name for parameter in parameters}
+    parameters += [
+        _unchanged(entry) for entry in entries if entry.name in as_stored and entry.name not in taken
+    ]
     return LoadedNames(parameters, as_stored)
 
 

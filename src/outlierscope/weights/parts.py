@@ -113,6 +113,8 @@ def find_parts(names: LoadedNames, entries: Sequence[TensorEntry], config: Mappi
             place = WeightPlace(*names_and_role, stored=entry.name)
             whole = Part(entry, place, 0, (0, entry.shape[0]), (0, 1), transposed, scale)
             parts.found.extend(_parts(parameter, piece, role, whole))
+    covered = {piece.source for parameter in names.parameters for piece in parameter.pieces}
+    parts.left_out.update({name: why for name, why in names.as_stored.items() if name not in covered})
     order = {entry.name: number for number, entry in enumerate(entries)}
     parts.found.sort(key=lambda part: (order[part.entry.name], part.index, part.rows))
     return parts
