@@ -30,18 +30,9 @@ def compiled(loop: Loop) -> Loop:
     >>> total(np.array([1.0, 2.0]))
     3.0
     """
-    return _compiled(loop, {"contract"})
-
-
-def compiled_for_numbers(loop: Loop) -> Loop:
-    """The same where it does not matter what comes out if a value is NaN: extremes are then found several at a time."""
-    return _compiled(loop, {"nnan", "nsz"})
-
-
-def _compiled(loop: Loop, liberties: set[str]) -> Loop:
     fast: Loop
     try:
-        fast = numba.njit(loop, cache=True, nogil=True, fastmath=liberties, error_model="numpy")
+        fast = numba.njit(loop, cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
     except RuntimeError:  # neither the source's folder nor a cache folder can be written to
-        fast = numba.njit(loop, nogil=True, fastmath=liberties, error_model="numpy")
+        fast = numba.njit(loop, nogil=True, fastmath={"contract"}, error_model="numpy")
     return fast

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from outlierscope.stats.compiled import compiled, compiled_for_numbers
+from outlierscope.stats.compiled import compiled
 from outlierscope.stats.stat import Stat
 from outlierscope.stats.threads import share_out
 
@@ -82,10 +82,12 @@ def _count_extremes(seen: Observation) -> tuple[Tensor, Tensor]:
         )
         return argmax.cpu(), argmin.cpu()
     array, at = seen.at_hand(rows)
+    bits = array.view(np.int32)
     counts = np.zeros((PIECES, 2, dims), dtype=np.int64)
 
     def count(piece: int) -> None:
-        _count_rows(array, at[len(at) * piece // PIECES : len(at) * (piece + 1) // PIECES], counts[piece])
+        part = at[len(at) * piece // PIECES : len(at) * (piece + 1) // PIECES]
+        _count_rows(array, bits, part, counts[piece])
 
     share_out(count, PIECES)
     argmax, argmin = torch.from_numpy(counts.sum(0))
@@ -93,37 +95,46 @@ def _count_extremes(seen: Observation) -> tuple[Tensor, Tensor]:
 
 
 @compiled
-def _count_rows(values: NDArray[np.float32], at: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+def _count_rows(
+    values: NDArray[np.float32], bits: NDArray[np.int32], at: NDArray[np.int64], counts: NDArray[np.int64]
+) -> None:
     """Add to ``counts`` [2, d], for each of the rows ``at``, the first dim of its largest and of its smallest value.
 
-    Finding an extreme and then its place takes a third of the time that finding both at once does.
+    Finding an extreme and then its place takes a fraction of the time that finding both at once does.
     """
     for index in at:
-        row = values[index]
-        counts[0, _first(row, _highest(row))] += 1
-        counts[1, _first(row, _lowest(row))] += 1
-
-
-@compiled_for_numbers
-def _highest(row: NDArray[np.float32]) -> np.float32:
-    highest: np.float32 = row[0]
-    for value in row:
-        highest = value if value > highest else highest
-    return highest
-
-
-@compiled_for_numbers
-def _lowest(row: NDArray[np.float32]) -> np.float32:
-    lowest: np.float32 = row[0]
-    for value in row:
-        lowest = value if value < lowest else lowest
-    return lowest
+        lowest, highest = _extent(bits[index])
+        counts[0, _first(values[index], _value(highest))] += 1
+        counts[1, _first(values[index], _value(lowest))] += 1
 
 
 @compiled
-def _first(row: NDArray[np.float32], wanted: np.float32) -> int:
-    """The first place of a value that the row has."""
-    dim = 0
-    while dim < len(row) - 1 and row[dim] != wanted:
-        dim += 1
-    return dim
+def _turned(bits: np.int32) -> np.int32:
+    """The bits of a float32 as an integer that is in the order of the values; the same again turns it back."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@compiled
+def _value(turned: np.int32) -> np.float32:
+    value: np.float32 = np.int32(_turned(turned)).view(np.float32)
+    return value
+
+
+@compiled
+def _extent(bits: NDArray[np.int32]) -> tuple[np.int32, np.int32]:
+    """Lowest and highest of a row [d], turned; of integers the compiler finds them several at a time."""
+    lowest, highest = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+    for j in range(len(bits)):
+        key = _turned(bits[j])
+        lowest, highest = min(lowest, key), max(highest, key)
+    return lowest, highest
+
+
+@compiled
+def _first(row: NDArray[np.float32], wanted: np.float32) -> np.int32:
+    """The first place of a value that the row has; all of it is looked at, several values at a time."""
+    never = np.int32(0x7FFFFFFF)
+    place = never
+    for j in range(len(row)):
+        place = min(place, np.int32(j) if row[j] == wanted else never)
+    return place

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from outlierscope.stats.compiled import compiled, compiled_for_numbers
+from outlierscope.stats.compiled import compiled
 from outlierscope.stats.reading_plan import Tables
 from outlierscope.stats.threads import share_out
 
@@ -26,38 +26,42 @@ FLUSH_ROWS = 64
 """Rows that are summed in float32 before their sums are added to the float64 ones."""
 
 
-@compiled_for_numbers
-def _largest(row: NDArray[np.float32]) -> np.float32:
-    """Largest magnitude of a row [w]."""
-    largest = np.float32(0)
-    for j in range(len(row)):
-        magnitude = abs(row[j])
-        largest = magnitude if magnitude > largest else largest
+@compiled
+def _largest(bits: NDArray[np.int32]) -> np.int32:
+    """Largest magnitude of a row [w], as the bits of a float32: these are in the order of the magnitudes.
+
+    Of integers the compiler finds the largest several at a time, of floating-point numbers it does not.
+    """
+    largest = np.int32(0)
+    for j in range(len(bits)):
+        largest = max(largest, np.int32(bits[j] & np.int32(0x7FFFFFFF)))
     return largest
 
 
 @compiled
 def _read_part(
     flat: NDArray[np.float32],
+    bits: NDArray[np.int32],
     rows: NDArray[np.int64],
     slot_start: NDArray[np.int64],
     shift: NDArray[np.float32],
     powers: NDArray[np.float64],
     slot_low: NDArray[np.float32],
     slot_high: NDArray[np.float32],
-    token_absmax: NDArray[np.float32],
+    token_absmax: NDArray[np.int32],
 ) -> None:
     """The rows of one part, slot by slot, four at a time: sums and extremes are then loaded and stored less often.
 
     Args:
         flat: [B * T, d].
+        bits: the same memory as integers.
         rows: indices into it.
         slot_start: [s + 1] where in ``rows`` the part's slots begin, and the end.
         shift: [d].
         powers: [4, d], zeros; added to.
         slot_low: [s, d], written.
         slot_high: [s, d], written.
-        token_absmax: [N] of all rows, zeros; written at the places of the part's rows.
+        token_absmax: [N] of all rows, zeros; the bits of float32 are written at the places of the part's rows.
     """
     dims = flat.shape[1]
     low, high = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
@@ -78,45 +82,45 @@ def _read_part(
                 second[:width] = 0
                 third[:width] = 0
                 fourth[:width] = 0
+                while at + 4 <= end:
+                    a, b = flat[rows[at], left:right], flat[rows[at + 1], left:right]
+                    c, d = flat[rows[at + 2], left:right], flat[rows[at + 3], left:right]
+                    for j in range(width):
+                        p, q, r, s = a[j], b[j], c[j], d[j]
+                        # In this order no store depends on a comparison, which would take twice the time.
+                        least, most = low[j], high[j]
+                        least = p if p < least else least
+                        least = q if q < least else least
+                        least = r if r < least else least
+                        low[j] = s if s < least else least
+                        most = p if p > most else most
+                        most = q if q > most else most
+                        most = r if r > most else most
+                        high[j] = s if s > most else most
+                        middle = centre[j]
+                        p, q, r, s = p - middle, q - middle, r - middle, s - middle
+                        p2, q2, r2, s2 = p * p, q * q, r * r, s * s
+                        first[j] += (p + q) + (r + s)
+                        second[j] += (p2 + q2) + (r2 + s2)
+                        third[j] += (p2 * p + q2 * q) + (r2 * r + s2 * s)
+                        fourth[j] += (p2 * p2 + q2 * q2) + (r2 * r2 + s2 * s2)
+                    for row in range(at, at + 4):
+                        token_absmax[row] = max(token_absmax[row], _largest(bits[rows[row], left:right]))
+                    at += 4
                 while at < end:
                     a = flat[rows[at], left:right]
-                    if at + 4 <= end:
-                        b = flat[rows[at + 1], left:right]
-                        c = flat[rows[at + 2], left:right]
-                        d = flat[rows[at + 3], left:right]
-                        for j in range(width):
-                            least_ab = a[j] if a[j] < b[j] else b[j]
-                            least_cd = c[j] if c[j] < d[j] else d[j]
-                            least = least_ab if least_ab < least_cd else least_cd
-                            low[j] = least if least < low[j] else low[j]
-                            most_ab = a[j] if a[j] > b[j] else b[j]
-                            most_cd = c[j] if c[j] > d[j] else d[j]
-                            most = most_ab if most_ab > most_cd else most_cd
-                            high[j] = most if most > high[j] else high[j]
-                        for j in range(width):
-                            middle = centre[j]
-                            p, q, r, s = a[j] - middle, b[j] - middle, c[j] - middle, d[j] - middle
-                            p2, q2, r2, s2 = p * p, q * q, r * r, s * s
-                            first[j] += (p + q) + (r + s)
-                            second[j] += (p2 + q2) + (r2 + s2)
-                            third[j] += (p2 * p + q2 * q) + (r2 * r + s2 * s)
-                            fourth[j] += (p2 * p2 + q2 * q2) + (r2 * r2 + s2 * s2)
-                        for row in range(at, at + 4):
-                            largest = _largest(flat[rows[row], left:right])
-                            token_absmax[row] = max(token_absmax[row], largest)
-                        at += 4
-                    else:
-                        for j in range(width):
-                            low[j] = a[j] if a[j] < low[j] else low[j]
-                            high[j] = a[j] if a[j] > high[j] else high[j]
-                            p = a[j] - centre[j]
-                            p2 = p * p
-                            first[j] += p
-                            second[j] += p2
-                            third[j] += p2 * p
-                            fourth[j] += p2 * p2
-                        token_absmax[at] = max(token_absmax[at], _largest(a))
-                        at += 1
+                    for j in range(width):
+                        p, least, most = a[j], low[j], high[j]
+                        low[j] = p if p < least else least
+                        high[j] = p if p > most else most
+                        p = p - centre[j]
+                        p2 = p * p
+                        first[j] += p
+                        second[j] += p2
+                        third[j] += p2 * p
+                        fourth[j] += p2 * p2
+                    token_absmax[at] = max(token_absmax[at], _largest(bits[rows[at], left:right]))
+                    at += 1
                 for j in range(width):
                     powers[0, left + j] += first[j]
                     powers[1, left + j] += second[j]
@@ -140,14 +144,16 @@ def read_on_cpu(flat: Tensor, order: TokenOrder, plan: Plan, shift: Tensor) -> T
         token_absmax=torch.zeros(len(order.rows)),
     )
     values, rows, centre = flat.numpy(), order.rows.numpy(), shift.numpy()
+    bits = values.view(np.int32)
     low, high = tables.slot_low.numpy(), tables.slot_high.numpy()
-    largest = tables.token_absmax.numpy()
+    largest = tables.token_absmax.numpy().view(np.int32)
 
     def read(part: int) -> None:
         first, last = plan.part_slot[part : part + 2]
         starts = plan.slot_start[first : last + 1]
         _read_part(
             values,
+            bits,
             rows,
             starts,
             centre,
