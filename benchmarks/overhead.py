@@ -32,12 +32,13 @@ from rich.table import Table
 from outlierscope import wrap
 from outlierscope.corpus.batch import TEXT_CLASSES, Batch
 from outlierscope.criteria.catalogue import choose_criteria
+from outlierscope.model.attention.implementation import eager_attention
 from outlierscope.scanning.forward import TappedModel
 from outlierscope.scanning.plan import plan
 from outlierscope.scanning.settings import KINDS, ScanSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from outlierscope.model.observed import ObservedModel
 
@@ -238,14 +239,14 @@ def measure(case: Case, repeats: int) -> list[Row]:
             ratios["cheap"] += between(batch, lambda batch=batch: scan(batch, dear=False))  # type: ignore[misc]
         for batch in batches:
             ratios["dear"] += between(batch, lambda batch=batch: scan(batch, dear=True))  # type: ignore[misc]
-        with eager(module):
+        with eager_attention(module, observed.anatomy):
             for batch in batches:
                 ratios["eager"] += between(batch, lambda batch=batch: scan(batch, dear=True))  # type: ignore[misc]
             for batch in batches:
                 ratios["hoarding"] += between(batch, lambda batch=batch: timed(hoarding, observed, batch))  # type: ignore[misc]
         dear = statistics.median(ratios["dear"])
         ratios["default"] = [((SAMPLE_EVERY - 1) * cheap + dear) / SAMPLE_EVERY for cheap in ratios["cheap"]]
-        with eager(module), PeakMemory() as peak:
+        with eager_attention(module, observed.anatomy), PeakMemory() as peak:
             hoarding(observed, batches[0])
         memory["hoarding"] = peak.mebibytes - memory["plain"]
     return [
@@ -257,17 +258,6 @@ def measure(case: Case, repeats: int) -> list[Row]:
         Row(case.name, "everything kept / plain eager", ratios["hoarding"], memory["hoarding"], None),
         *transformer_lens(case, observed, batches),
     ]
-
-
-@contextlib.contextmanager
-def eager(module: Any) -> Iterator[None]:
-    """Eager attention within the block."""
-    before = module.config._attn_implementation
-    module.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        module.set_attn_implementation(before)
 
 
 def transformer_lens(case: Case, observed: ObservedModel, batches: list[Batch]) -> list[Row]:
