@@ -84,7 +84,7 @@ def block_of(name: str, role: TensorRole) -> str:
     >>> from outlierscope.model.files.tensor_names import read_tensor_name
     >>> name = "model.layers.3.mlp.down_proj.weight"
     >>> block_of(name, read_tensor_name(name, 2))
-    'model.layers.3'
+    'model.layers.3.'
     """
     before, number, _ = name.partition(f".{role.layer}.")
     return before + number
