@@ -146,12 +146,13 @@ def test_positions_of_images_are_named_by_class():
         layer=7,
         site="resid_post",
         dim=41,
-        token_class="border",
+        token_class="border_flat",
         value=580.0,
         score=1100.0,
         count=9,
-        extra={"classes_of_dim": {"border": 6, "inner": 3}},
+        extra={"classes_of_dim": {"border_flat": 6, "inner_textured": 3}},
     )
     assert outlier_lines(rows(row))[0].text == (
-        "dim 41 at border positions, inner positions, layer 7: up to 580 (layer 7), 1,100 x the median"
+        "dim 41 at flat patches of the border, textured inner patches, layer 7: up to 580 (layer 7), 1,100 x "
+        "the median"
     )

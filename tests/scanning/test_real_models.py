@@ -1,10 +1,13 @@
 """What a scan must find in real models, and must not find in the healthy one."""
 
+import json
+
 import pytest
 import torch
 
 import outlierscope as osc
 from outlierscope.reporting.heads import attention_figures, attention_summaries
+from outlierscope.reporting.summary import summarize
 from outlierscope.scanning.feeding import corpus_for
 
 
@@ -56,7 +59,21 @@ def test_vit_dim_41_from_layer_7_on(shared_model, shared_data):
     assert min(row["layer"] for row in found) >= 6
     assert max(abs(row["value"]) for row in found) == pytest.approx(580, rel=0.15)
     assert all(row["stack"] == "vision" and row["token_id"] is None for row in found)
-    assert {row["token_class"] for row in found} <= {"cls", "border", "inner"}
+    # BON's picture of flat background patches does not hold here: they are border patches, textured or not.
+    classes = [json.loads(row["extra"])["classes_of_dim"] for row in found]
+    assert {name for row in classes for name in row} <= {"border_flat", "border_textured"}
+    assert sum(row.get("border_textured", 0) for row in classes) > sum(
+        row.get("border_flat", 0) for row in classes
+    )
+    for row in found:
+        extra = json.loads(row["extra"])
+        assert divmod(row["position"] - 1, 14) == (extra["patch_row"], extra["patch_column"])
+        # Most exactly: the four corners.
+        assert {extra["patch_row"], extra["patch_column"]} <= {0, 13}
+        assert set(extra["site_positions"]) <= {"1", "14", "128-255"}
+        where = f"patch in row {extra['patch_row']}, column {extra['patch_column']} of "
+        assert row["context"].startswith(where)
+    assert "dim 41 at textured patches of the border" in summarize(scan).outliers[0].text
 
 
 def direct_sinks(model, sequences):

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from outlierscope.corpus.batch import IMAGE_CLASSES
 from outlierscope.stats.extremes import Extremes
 from tests.stats.sequences_of import Sequence, check_round_trip, corpora, gathered, observe, used_rows
 
@@ -75,3 +76,20 @@ def test_the_first_of_equal_magnitudes_wins_whatever_came_first():
         delta.update(observe([number], random))
         stat.merge(delta)
     assert (stat.value[0, 0].item(), stat.sequence[0, 0].item(), stat.position[0, 0].item()) == (-3.0, 2, 1)
+
+
+def test_positions_may_be_of_more_classes_than_tokens():
+    random = np.random.default_rng(0)
+    stat = Extremes()
+    for number, value in ((0, 3.0), (1, -4.0)):
+        seen = observe([sequence(number, [[value]])], random)
+        seen.batch.class_names = IMAGE_CLASSES
+        seen.batch.classes.fill_(len(IMAGE_CLASSES) - 1)
+        delta = stat.fresh()
+        delta.update(seen)
+        stat.merge(delta)
+    assert stat.value.tolist() == [[0.0]] * 5 + [[-4.0]]
+    loaded = Extremes()
+    loaded.load_state(stat.state())
+    loaded.merge(stat)
+    assert loaded.value.tolist() == stat.value.tolist()

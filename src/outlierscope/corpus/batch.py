@@ -14,7 +14,7 @@ from outlierscope.corpus.token_order import TokenOrder
 TEXT_CLASSES = ("initial", "special", "strong_delimiter", "weak_semantic", "other")
 """Classes of text tokens; An et al. 2025 (Systematic Outliers), with ``special`` split off."""
 
-IMAGE_CLASSES = ("cls", "register", "border", "inner")
+IMAGE_CLASSES = ("cls", "register", "border_flat", "border_textured", "inner_flat", "inner_textured")
 """Classes of the positions of an image encoder."""
 
 AUDIO_CLASSES = ("cls", "register", "quiet", "sound")

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-CLS, REGISTER, BORDER, INNER = range(len(IMAGE_CLASSES))
+CLS, REGISTER, BORDER_FLAT, BORDER_TEXTURED, INNER_FLAT, INNER_TEXTURED = range(len(IMAGE_CLASSES))
+
+FLAT_SHARE = 0.01
+"""A patch is flat when its variance is at most this share of its picture's: its standard deviation at most a tenth.
+Relative, because processors scale pixels in different ways and pictures differ in contrast; ours."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,32 @@ class PatchGrid:
         """Whether a picture of this many pixels has these patches."""
         return (height // self.patch_height, width // self.patch_width) == (self.rows, self.columns)
 
-    def classes(self) -> Tensor:
-        """[positions] uint8 index into ``IMAGE_CLASSES``.
+    def classes(self, pixels: Tensor) -> Tensor:
+        """[B, positions] uint8 index into ``IMAGE_CLASSES``.
 
-        >>> PatchGrid(2, 3, 3, 16, 16).classes().tolist()
-        [0, 1, 2, 2, 2, 2, 3, 2, 2, 2, 2]
+        Args:
+            pixels: [B, channels, height, width] float32, as the model sees them.
+
+        >>> pixels = torch.zeros(1, 3, 6, 6)
+        >>> pixels[..., :2] = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(3, 1)
+        >>> PatchGrid(2, 3, 3, 2, 2).classes(pixels).tolist()
+        [[0, 1, 3, 2, 2, 3, 4, 2, 3, 2, 2]]
         """
-        patches = torch.full((self.rows, self.columns), BORDER, dtype=torch.uint8)
-        patches[1:-1, 1:-1] = INNER
-        special = torch.full((self.special,), REGISTER, dtype=torch.uint8)
-        special[:1] = CLS
-        return torch.cat([special, patches.flatten()])
+        patches = torch.full((self.rows, self.columns), BORDER_FLAT, dtype=torch.uint8)
+        patches[1:-1, 1:-1] = INNER_FLAT
+        textured = (~self._flat(pixels)).to(torch.uint8)  # [B, R, C]; one more than flat in either place
+        special = torch.full((len(pixels), self.special), REGISTER, dtype=torch.uint8)
+        special[:, :1] = CLS
+        return torch.cat([special, (patches + textured).flatten(1)], dim=1)
+
+    def _flat(self, pixels: Tensor) -> Tensor:
+        """[B, R, C] bool: variance within a patch, mean over channels, next to that of the whole picture."""
+        seen = pixels.double()[..., : self.rows * self.patch_height, : self.columns * self.patch_width]
+        patches = seen.unflatten(-1, (self.columns, self.patch_width))
+        patches = patches.unflatten(-3, (self.rows, self.patch_height))  # [B, channels, R, h, C, w]
+        within = patches.var(dim=(3, 5), correction=0).mean(1)  # [B, R, C]
+        whole = seen.var(dim=(2, 3), correction=0).mean(1)  # [B]
+        return within <= FLAT_SHARE * whole[:, None, None]
 
     def place(self, position: int) -> tuple[int, int] | None:
         """Row and column of a position's patch, from 0; ``None`` for a special position.

@@ -97,13 +97,14 @@ class ImageCorpus:
     def _batch(self, number: int, pictures: list[tuple[str, Image, Reached]]) -> Batch:
         shape = (len(pictures), self.grid.positions)  # [B, T]
         first = number * self.batch_size
+        pixels = self._pixels(pictures)
         return Batch(
             number=number,
             stack=self.stack,
-            inputs={"pixel_values": self._pixels(pictures)},
+            inputs={"pixel_values": pixels},
             token_ids=torch.full(shape, -1, dtype=torch.int64),
             real=torch.ones(shape, dtype=torch.bool),
-            classes=self.grid.classes().expand(shape).clone(),
+            classes=self.grid.classes(pixels),
             class_names=IMAGE_CLASSES,
             sequence_ids=torch.arange(first, first + len(pictures)),
             documents=[name for name, *_ in pictures],

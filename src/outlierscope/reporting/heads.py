@@ -8,7 +8,7 @@ from outlierscope.criteria.attention import Sink
 from outlierscope.criteria.attention_summary import AttentionSummary, summarize_attention
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.reporting.outliers import figures
-from outlierscope.reporting.wording import counted, quoted
+from outlierscope.reporting.wording import counted, position_of, quoted
 from outlierscope.scanning.findings import from_table
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def sentences(summary: AttentionSummary) -> list[str]:
 def _key(row: Finding) -> str:
     if row.token is not None or row.token_id is not None:
         return quoted(row.token, row.token_id)
-    return f"the {row.token_class} token" if row.token_class else "one key"
+    return position_of(row.token_class) if row.token_class else "one key"
 
 
 def attention_figures(summaries: list[AttentionSummary]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from outlierscope.reporting.wording import counted, layers, number, quoted, share, some
+from outlierscope.reporting.wording import counted, layers, number, positions_of, quoted, share, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,7 +213,7 @@ def _tokens(rows: list[Row], most: int = 3) -> str:
         extra = json.loads(row["extra"])
         if row["token_id"] is None:
             for name, count in extra.get("classes_of_dim", {row["token_class"]: 1}).items():
-                counts[f"{name} positions"] += count
+                counts[positions_of(name)] += count
         elif extra.get("top_tokens"):
             for token in extra["top_tokens"]:
                 counts[quoted(token["token"], token["token_id"])] += token["count"]

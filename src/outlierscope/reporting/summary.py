@@ -14,7 +14,7 @@ from outlierscope.criteria.formats import RangeCriterion, Verdict
 from outlierscope.reporting.curves import head_rows, layer_rows, model_figures
 from outlierscope.reporting.heads import attention_figures, attention_summaries, head_lines
 from outlierscope.reporting.outliers import OutlierLine, figures, outlier_lines
-from outlierscope.reporting.wording import counted, layers, number, quoted, share, some
+from outlierscope.reporting.wording import counted, layers, number, position_of, quoted, share, some
 from outlierscope.scanning.findings import table_rows
 from outlierscope.scanning.settings import KINDS
 
@@ -313,5 +313,5 @@ def _site(finding: Finding) -> str:
 
 def _token(scan: Scan, finding: Finding) -> str:
     if finding.token_id is None:
-        return f"a {finding.token_class} position" if finding.token_class else "a token"
+        return position_of(finding.token_class) if finding.token_class else "a token"
     return quoted(finding.token or scan.evidence.token_text(finding.token_id), finding.token_id)

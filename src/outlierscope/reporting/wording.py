@@ -80,6 +80,42 @@ def quoted(token: str | None, token_id: int | None) -> str:
     return repr(token)
 
 
+CLASS_WORDS = {
+    "cls": "[CLS]",
+    "register": "register positions",
+    "border_flat": "flat patches of the border",
+    "border_textured": "textured patches of the border",
+    "inner_flat": "flat inner patches",
+    "inner_textured": "textured inner patches",
+    "quiet": "quiet frames",
+    "sound": "sounding frames",
+}
+"""Classes of positions that are no tokens, for a reader."""
+
+
+def positions_of(token_class: str | None) -> str:
+    """Positions of one class.
+
+    >>> positions_of("border_flat"), positions_of("other"), positions_of(None)
+    ('flat patches of the border', 'other positions', 'any position')
+    """
+    if token_class is None:
+        return "any position"
+    return CLASS_WORDS.get(token_class, f"{token_class} positions")
+
+
+def position_of(token_class: str) -> str:
+    """One position of a class that is no token.
+
+    >>> position_of("inner_flat"), position_of("cls"), position_of("other")
+    ('one of the flat inner patches', '[CLS]', 'a position of class other')
+    """
+    words = CLASS_WORDS.get(token_class)
+    if words is None:
+        return f"a position of class {token_class}"
+    return words if words.startswith("[") else f"one of the {words}"
+
+
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """A count with its noun.
 

@@ -29,7 +29,7 @@ class Extremes(Stat["Observation"]):
     Ties: larger magnitude first, then smaller sequence, then smaller position.
 
     Attributes:
-        classes: number of token classes C.
+        classes: number of token classes C; before the first batch a guess.
         value: [C, d] float32 signed value of largest magnitude; 0 where there is none.
         sequence: [C, d] int64 id of its sequence; -1 where there is none.
         position: [C, d] int64 its position; -1 where there is none.
@@ -75,6 +75,8 @@ class Extremes(Stat["Observation"]):
             )
         if not digest.tokens:
             return
+        if not len(self.value):
+            self.classes = len(seen.batch.class_names)
         self._partial = self._records is not None
         found = (self._records or self)._surpassing(seen)
         if found is not None:
@@ -86,6 +88,8 @@ class Extremes(Stat["Observation"]):
             self.nonfinite_located = first_located(
                 torch.cat([self.nonfinite_located, other.nonfinite_located])
             )
+        if not len(self.value):
+            self.classes = other.classes
         if other._partial:
             if self._records is None and other._records is not self:
                 raise RuntimeError(PARTIAL)
@@ -174,6 +178,7 @@ class Extremes(Stat["Observation"]):
         self.value, self.sequence = state["value"], state["sequence"]
         self.position, self.token = state["position"], state["token"]
         self.nonfinite_located = state["nonfinite_located"]
+        self.classes = len(self.value) or self.classes
         self._bar = None
 
 
