@@ -70,11 +70,13 @@ class PatchGrid:
     def _flat(self, pixels: Tensor) -> Tensor:
         """[B, R, C] bool: variance within a patch, mean over channels, next to that of the whole picture."""
         seen = pixels.double()[..., : self.rows * self.patch_height, : self.columns * self.patch_width]
-        patches = seen.unflatten(-1, (self.columns, self.patch_width))
-        patches = patches.unflatten(-3, (self.rows, self.patch_height))  # [B, channels, R, h, C, w]
+        patches = seen.reshape(
+            *seen.shape[:2], self.rows, self.patch_height, self.columns, self.patch_width
+        )  # [B, channels, R, h, C, w]
         within = patches.var(dim=(3, 5), correction=0).mean(1)  # [B, R, C]
         whole = seen.var(dim=(2, 3), correction=0).mean(1)  # [B]
-        return within <= FLAT_SHARE * whole[:, None, None]
+        flat: Tensor = within <= FLAT_SHARE * whole[:, None, None]
+        return flat
 
     def place(self, position: int) -> tuple[int, int] | None:
         """Row and column of a position's patch, from 0; ``None`` for a special position.
