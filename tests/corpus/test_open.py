@@ -127,14 +127,19 @@ TEXT_ERRORS = [
         {"column": "body"},
         "my.jsonl:1: no column 'body'; there are: text; choose one with --column",
     ),
-    ("my.txt", {"column": "body"}, "--column body: only .jsonl and .parquet files have columns"),
-    (None, {"column": "body"}, "--column body: only .jsonl and .parquet files have columns"),
+    (
+        "my.txt",
+        {"column": "body"},
+        "--column body: only .jsonl and .parquet files and data sets have columns",
+    ),
+    (None, {"column": "body"}, "--column body: only .jsonl and .parquet files and data sets have columns"),
     ("pictures", {}, "pictures is a folder, and this model reads text; give one of .txt, .jsonl, .parquet"),
     (
         "pictures/a.png",
         {},
         "pictures/a.png is a picture, and this model reads text; give one of .txt, .jsonl",
     ),
+    ("hub:wikitext", {}, "hub:wikitext: a data set on the hub is given as hub:NAME:SPLIT, hub:NAME:CONFIG"),
     ("my.txt", {"text": "a"}, "--text and --data exclude each other; give one of them"),
     (None, {"text": " "}, "--text holds only white space; give"),
     (

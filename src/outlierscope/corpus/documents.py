@@ -147,7 +147,7 @@ class JsonLines:
         if not isinstance(row, dict):
             raise UserError(f"{place}: holds {_kind(row)}; every line must hold one JSON object")
         if self.column not in row:
-            raise _missing_column(place, self.column, row)
+            raise missing_column(place, self.column, row)
         return row[self.column]
 
     def fingerprint(self) -> str:
@@ -172,7 +172,7 @@ class Parquet:
         with self._open() as file:
             schema = file.schema_arrow
             if column not in schema.names:
-                raise _missing_column(str(path), column, schema.names)
+                raise missing_column(str(path), column, schema.names)
             kind = schema.field(column).type
             total = 0
             for group in range(file.metadata.num_row_groups):
@@ -258,7 +258,8 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _missing_column(place: str, column: str, present: Iterable[str]) -> UserError:
+def missing_column(place: str, column: str, present: Iterable[str]) -> UserError:
+    """The error for a column that is not there."""
     names = ", ".join(str(name) for name in present) or "none"
     return UserError(f"{place}: no column {column!r}; there are: {names}; choose one with --column")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from outlierscope.corpus.batching import Sampling
 from outlierscope.corpus.default import PythonReference
 from outlierscope.corpus.documents import JsonLines, Parquet, TextFile
+from outlierscope.corpus.hub import PREFIX, HubAddress, HubDocuments, HubRows
 from outlierscope.corpus.iterables import GivenDocuments
 from outlierscope.corpus.open_media import open_audio, open_images
 from outlierscope.corpus.paths import existing
@@ -139,13 +140,17 @@ def _document_source(
     data: str | Path | Iterable[Any] | None, text: str | None, column: str | None
 ) -> DocumentSource:
     suffix = Path(data).suffix.lower() if isinstance(data, (str, Path)) else None
-    if column is not None and suffix not in (".jsonl", ".parquet"):
-        raise UserError(f"--column {column}: only .jsonl and .parquet files have columns")
+    hub = isinstance(data, str) and data.startswith(PREFIX)
+    if column is not None and not hub and suffix not in (".jsonl", ".parquet"):
+        raise UserError(f"--column {column}: only .jsonl and .parquet files and data sets have columns")
     if text is not None:
         return GivenDocuments([text], "--text")
     if data is None:
         return PythonReference()
     if isinstance(data, (str, Path)):
+        if hub:
+            address = HubAddress.parse(str(data))
+            return HubDocuments(HubRows(address), column or address.column or "text")
         return _file_source(existing(data), column)
     return GivenDocuments(data)
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlierscope.corpus.audio import AudioCorpus
+from outlierscope.corpus.hub import PREFIX, HubAddress, HubMedia, HubRows
 from outlierscope.corpus.image_classes import patch_grid
 from outlierscope.corpus.images import ImageCorpus, first_pixels
 from outlierscope.corpus.media import Files, folder_files
 from outlierscope.corpus.paths import existing
 from outlierscope.corpus.pictures import IMAGE_SUFFIXES, given_pictures
 from outlierscope.corpus.recordings import AUDIO_SUFFIXES, given_recordings, require_audio_libraries
+from outlierscope.corpus.tar import TAR_SUFFIXES, TarMembers
 from outlierscope.errors import UserError
 
 if TYPE_CHECKING:
@@ -136,7 +138,11 @@ def media_source(
         )
     if not isinstance(data, (str, Path)):
         return given_pictures(data) if noun == "picture" else given_recordings(data)
+    if str(data).startswith(PREFIX):
+        return HubMedia(HubRows(HubAddress.parse(str(data))), "Image" if noun == "picture" else "Audio")
     path = existing(data)
+    if path.name.lower().endswith(TAR_SUFFIXES) and path.is_file():
+        return TarMembers(path, suffixes, kind)
     if path.is_dir():
         return folder_files(path, suffixes, f"{noun}s", kind)
     if path.suffix.lower() in suffixes:
