@@ -63,7 +63,8 @@ def scan(
     data: Annotated[
         str | None,
         typer.Option(
-            help="A .txt, .jsonl or .parquet file, hub:NAME[:CONFIG]:SPLIT[:COLUMN], or a folder or .tar of images or recordings; none = the embedded corpus."
+            help="A .txt, .jsonl or .parquet file, hub:NAME[:CONFIG]:SPLIT[:COLUMN], or a folder or .tar "
+            "of images or recordings; none = the embedded corpus."
         ),
     ] = None,
     text: Annotated[
