@@ -68,7 +68,7 @@ def examine(family: str) -> Row:
         row.stacks = [_stack_row(stack) for stack in anatomy.stacks.values()]
     except NotBuilt as error:
         row.status, row.reason = "not built", str(error)
-    except Exception as error:  # of any library: a crash is what this table must show
+    except (Exception, GivenUp) as error:  # of any library: a crash is what this table must show
         row.reason = _one_line(error)
     finally:
         signal.alarm(0)
@@ -76,11 +76,15 @@ def examine(family: str) -> Row:
     return row
 
 
+class GivenUp(BaseException):
+    """A family took too long; no ``except Exception`` of foreign code may take it for its own."""
+
+
 def _give_up(*_: object) -> NoReturn:
-    raise TimeoutError(f"it took longer than {SECONDS} seconds")
+    raise GivenUp(f"it took longer than {SECONDS} seconds")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 

@@ -284,7 +284,7 @@ def test_a_block_whose_output_is_scaled_is_refused():
     model.layers[1].register_forward_hook(lambda _m, _a, output: torch.tanh(output))
     anatomy = discover(model)
     assert anatomy.proved is False
-    assert anatomy.reason == "layer 1: the output of layers.1 is no sum of what passed before it"
+    assert anatomy.reason == "decoder: layer 1: the output of layers.1 is no sum of what passed before it"
     second = anatomy.stacks["decoder"].layers[1]
     assert second.layout == "unknown"
     assert "mlp_out" not in second.taps
@@ -328,7 +328,7 @@ def test_a_module_without_a_config():
             {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
             True,
         ),
-        ("AlbertModel", TEXT | {"embedding_size": 16}, False),
+        ("AlbertModel", TEXT | {"embedding_size": 16}, True),
         (
             "SwinModel",
             {
@@ -341,7 +341,7 @@ def test_a_module_without_a_config():
             },
             None,
         ),
-        ("CLIPModel", {"text_config": TEXT, "vision_config": IMAGE}, False),
+        ("CLIPModel", {"text_config": TEXT, "vision_config": IMAGE}, True),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -371,6 +371,40 @@ def check_hidden_states(model, layers, inputs):
     for index in range(layers - 1):  # the last one comes after the final norm
         assert_near(seen[Site(stack.name, index, "resid_post")], hidden[index + 1])
     return anatomy
+
+
+def test_blocks_that_share_a_module_are_layers_one_call_each():
+    torch.manual_seed(0)
+    model = transformers.AlbertModel(transformers.AlbertConfig(**TEXT | {"embedding_size": 16})).eval()
+    anatomy = check_hidden_states(model, 2, example_inputs(model, seed=4))
+    layers = anatomy.stacks["encoder"].layers
+    assert [layer.module for layer in layers] == ["encoder.albert_layer_groups.0.albert_layers.0"] * 2
+    assert [layer.attention.call for layer in layers] == [0, 1]
+    assert {tap.call for tap in layers[1].taps.values()} == {1}
+
+
+def test_towers_that_one_pass_does_not_reach_are_fed_alone():
+    """A model of text and images whose text may come without images: its vision tower is run by itself."""
+    torch.manual_seed(0)
+    vision = {"model_type": "clip_vision_model"} | IMAGE
+    text = {"model_type": "llama"} | GROUPED
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_id=7)
+    model = transformers.LlavaModel(config).eval()
+    anatomy = discover(model)
+    assert anatomy.proved is True, anatomy.reason
+    assert {name: stack.entry for name, stack in anatomy.stacks.items()} == {
+        "decoder": "",
+        "vision": "vision_tower",
+    }
+    assert anatomy.stacks["vision"].layers[0].module == "vision_tower.encoder.layers.0"
+    tower = model.vision_tower
+    inputs = example_inputs(tower, seed=4)
+    sites = [Site("vision", index, "resid_post") for index in range(2)]
+    seen = {}
+    with torch.no_grad(), Taps(model, anatomy, sites, lambda site, t: seen.__setitem__(site, t.clone())):
+        hidden = tower(**inputs, output_hidden_states=True).hidden_states
+    for index, site in enumerate(sites):
+        assert_near(seen[site], hidden[index + 1])
 
 
 def test_minilm(minilm_folder):

@@ -24,8 +24,8 @@ from tests.model.families import BY_NAME
 
 
 def trial_of(model, layer=1):
-    recording, route = record_whole(model, example_inputs(model))
-    block = find_block_lists(model, recording, route)[0].blocks[layer]
+    recording = record_whole(model, example_inputs(model))
+    block = find_block_lists(model, recording)[0].blocks[layer]
     arguments = recording.arguments[block.module, 0]
     return run_trial(model, block.module, block.entrance, block.exit, arguments, RandomParameters())
 

@@ -48,59 +48,90 @@ class BlockList:
     trouble: str = ""
 
 
-def record_whole(root: nn.Module, inputs: dict[str, Any]) -> tuple[Recording, str]:
-    """One tiny pass through the whole model: what passes the blocks and what lies outside of them.
+def record_whole(root: nn.Module, inputs: dict[str, Any], entry: str = "") -> Recording:
+    """One tiny pass: what passes the blocks and what lies outside of them.
+
+    Args:
+        root: the model; names are relative to it.
+        inputs: what is fed.
+        entry: name of the module that is run: empty for the whole model, else a tower.
 
     Returns:
-        The recording (with the call arguments of every element of a list), and the route: ``registry`` where
-        attention went through transformers' ``AttentionInterface``, else ``returned`` (the pass was then made
-        with ``output_attentions``).
+        The recording, with the call arguments of every element of a list. Where some list never attends through
+        transformers' ``AttentionInterface`` the pass is made with ``output_attentions``, if the model takes it.
     """
-    elements = frozenset(name for names in _lists(root).values() for name in names)
+    lists = block_lists(root)
+    elements = frozenset(name for names in lists.values() for name in names)
     inside = {name for name in dict(root.named_modules()) if _within(name, elements)}
     everything = [name for name, _ in root.named_modules()]
+    module = root.get_submodule(entry)
 
     def keep(name: str, tensor: Tensor) -> bool:
         # Inside of blocks only what may be attention's weights: the rest is looked at block by block.
-        return 3 <= tensor.ndim <= 4 and (name not in inside or name in elements or tensor.ndim == 4)
+        return 2 <= tensor.ndim <= 5 and (name not in inside or name in elements or tensor.ndim == 4)
 
     def run(**more: bool) -> Recording:
         with torch.no_grad():
             return record(
-                root, lambda: root(**inputs, **more), modules=everything, keep=keep, arguments_of=elements
+                root, lambda: module(**inputs, **more), modules=everything, keep=keep, arguments_of=elements
             )
 
     recording = run()
-    if recording.attention:
-        return recording, "registry"
-    return run(output_attentions=True), "returned"
-
-
-def find_block_lists(root: nn.Module, recording: Recording, route: str) -> list[BlockList]:
-    """The stacks of a model: lists of modules that keep the shape of hidden states, some of which attend."""
     attending = {call.module for call in recording.attention}
-    if route == "returned":
-        attending = returning_modules(recording)
+    called = [names for names in lists.values() if any(recording.calls[name] for name in names)]
+    if all(any(_is_in(inner, name) for inner in attending for name in names) for names in called):
+        return recording
+    try:
+        return run(output_attentions=True)
+    except Exception:  # foreign code may refuse the flag in any way; then no weights are returned
+        return recording
+
+
+def find_block_lists(root: nn.Module, recording: Recording) -> list[BlockList]:
+    """The stacks of a model: lists of modules that keep the shape of hidden states, some of which attend."""
+    registered = {call.module for call in recording.attention}
+    returning = returning_modules(recording)
     found = {}
-    for container, names in _lists(root).items():
-        inside = tuple(sorted(name for name in attending if any(_is_in(name, element) for element in names)))
-        if not inside:
+    for container, names in block_lists(root).items():
+        called = sorted(_calls_of(names, recording))
+        through_registry = tuple(name for name in registered if any(_is_in(name, n) for n in names))
+        inside = through_registry or tuple(name for name in returning if any(_is_in(name, n) for n in names))
+        if not called or not inside:
             continue
-        blocks = [_as_block(name, recording) for name in names]
-        if all(recording.calls[name] == 0 for name in names):
-            continue
+        blocks = [_as_block(name, call, recording) for _, name, call in called]
         trouble = ""
-        called = [name for name in names if recording.calls[name] > 0]
-        repeated = [name for name in called if recording.calls[name] > 1]
-        if repeated:
-            trouble = f"{repeated[0]} is called {recording.calls[repeated[0]]} times in one pass"
-        elif any(block is None for block in blocks):
-            name = names[blocks.index(None)]
+        if any(block is None for block in blocks):
+            name = called[blocks.index(None)][1]
             trouble = f"hidden states do not enter and leave {name} in one shape"
         found[container] = BlockList(
-            container, tuple(block for block in blocks if block is not None), inside, route, trouble
+            container,
+            _first_chain([block for block in blocks if block is not None], recording),
+            inside,
+            "registry" if through_registry else "returned",
+            trouble,
         )
     return [found[container] for container in found if not _superseded(container, found, root)]
+
+
+def _calls_of(names: list[str], recording: Recording) -> list[tuple[int, str, int]]:
+    """(When, name, which call) of every call of these modules."""
+    first: dict[tuple[str, int], int] = {}
+    for passage in recording.passages:
+        if passage.module in names:
+            first.setdefault((passage.module, passage.call), passage.order)
+    return [(order, name, call) for (name, call), order in first.items()]
+
+
+def _first_chain(blocks: list[Block], recording: Recording) -> tuple[Block, ...]:
+    """The blocks up to where the list starts anew on other hidden states: its first pass through shared blocks."""
+    for index in range(1, len(blocks)):
+        block = blocks[index]
+        if block.entrance.call > 0:
+            left = recording.find(blocks[index - 1].exit).value
+            entered = recording.find(block.entrance).value
+            if left.shape != entered.shape or not torch.equal(left, entered):
+                return tuple(blocks[:index])
+    return tuple(blocks)
 
 
 def returning_modules(recording: Recording) -> set[str]:
@@ -109,7 +140,8 @@ def returning_modules(recording: Recording) -> set[str]:
     return {name for name in names if not any(other != name and _is_in(other, name) for other in names)}
 
 
-def _lists(root: nn.Module) -> dict[str, list[str]]:
+def block_lists(root: nn.Module) -> dict[str, list[str]]:
+    """Name of every list of modules -> the names of its elements."""
     return {
         container: [f"{container}.{child}" if container else child for child, _ in module.named_children()]
         for container, module in root.named_modules()
@@ -117,10 +149,12 @@ def _lists(root: nn.Module) -> dict[str, list[str]]:
     }
 
 
-def _as_block(name: str, recording: Recording) -> Block | None:
-    passages = recording.of(name)
-    for entrance in passages:
-        if entrance.side == "input" and entrance.value.ndim == 3:
+def _as_block(name: str, call: int, recording: Recording) -> Block | None:
+    passages = [passage for passage in recording.of(name) if passage.call == call]
+    for dims in (3, 2, 4):  # [B, T, d] before [N, d] and [B, H, W, d]: masks have two or four dims as well
+        for entrance in passages:
+            if entrance.side != "input" or entrance.value.ndim != dims:
+                continue
             for leaving in passages:
                 if leaving.side == "output" and leaving.value.shape == entrance.value.shape:
                     return Block(name, entrance.tap, leaving.tap)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,8 +12,8 @@ from torch import Tensor, nn
 
 from outlierscope.errors import ProofError
 from outlierscope.model.anatomy import Anatomy, LayerAnatomy, Matrix, StackAnatomy, Tap
-from outlierscope.model.discovery.blocks import Block, BlockList, find_block_lists, record_whole
-from outlierscope.model.discovery.example_inputs import example_inputs
+from outlierscope.model.discovery.blocks import Block, BlockList, find_block_lists
+from outlierscope.model.discovery.feeding import Fed, feed
 from outlierscope.model.discovery.layers import INNER_SITES, block_anatomy, is_causal
 from outlierscope.model.discovery.recording import returned_patterns
 from outlierscope.model.discovery.trial import RandomParameters, run_trial
@@ -18,6 +21,7 @@ from outlierscope.model.sites import Site
 
 if TYPE_CHECKING:
     from outlierscope.model.discovery.recording import Recording
+    from outlierscope.model.discovery.trial import Trial
 
 
 FEW_PARAMETERS = 2**30
@@ -52,30 +56,24 @@ def discover(module: nn.Module) -> Anatomy:
 
 
 def _discover(module: nn.Module) -> Anatomy:
-    inputs = example_inputs(module)
-    try:
-        recording, route = record_whole(module, inputs)
-    except Exception as error:  # foreign code may fail in any way; the reason goes into the anatomy
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Anatomy({}, False, f"a tiny forward pass of {type(module).__name__} failed ({message})")
+    fed, reasons = feed(module)
     stacks: dict[str, StackAnatomy] = {}
-    reasons = []
-    for blocks in find_block_lists(module, recording, route):
-        stack, reason = _discover_stack(module, blocks, recording, taken=frozenset(stacks))
-        stacks[stack.name] = stack
-        reasons += [reason] if reason else []
-    if not stacks:
+    for passed in fed:
+        for blocks in find_block_lists(module, passed.recording):
+            stack, reason = _discover_stack(module, blocks, passed, taken=frozenset(stacks))
+            stacks[stack.name] = stack
+            reasons += [f"{stack.name}: {reason}"] if reason else []
+    if not stacks and not reasons:
         return Anatomy({}, None, f"{type(module).__name__} has no stack of blocks that attend")
     return Anatomy(stacks, not reasons, "; ".join(reasons))
 
 
 def _discover_stack(
-    root: nn.Module, found: BlockList, whole: Recording, taken: frozenset[str]
+    root: nn.Module, found: BlockList, passed: Fed, taken: frozenset[str]
 ) -> tuple[StackAnatomy, str]:
     """The anatomy of one stack, and why it is not proved (or nothing)."""
-    name = _stack_name(root, found, whole)
-    if name in taken:
-        name = f"{name}_{len(taken)}"
+    whole = passed.recording
+    name = _free_name(_stack_name(root, found, whole), taken)
     parameters = RandomParameters()
     layers, reasons = [], []
     for index, block in enumerate(found.blocks):
@@ -84,7 +82,7 @@ def _discover_stack(
         if reason:
             reasons.append(f"layer {index}: {reason}")
     width = whole.find(found.blocks[0].entrance).value.shape[-1] if found.blocks else 0
-    stack = StackAnatomy(name, width, layers)
+    stack = StackAnatomy(name, width, layers, passed.entry)
     if found.trouble or not found.blocks:
         stack.missing |= dict.fromkeys(("embed", "final_norm"), found.trouble or "no block was run")
         return stack, found.trouble or "no block was run"
@@ -92,6 +90,16 @@ def _discover_stack(
     reasons += _join(stack, found, whole)
     _find_final_norm(root, stack, found, whole)
     return stack, _shorten(reasons)
+
+
+def _free_name(name: str, taken: frozenset[str]) -> str:
+    """``name``, or with the first free number from 2 where another stack has it.
+
+    >>> _free_name("vision", frozenset({"vision", "vision_2"}))
+    'vision_3'
+    """
+    numbered = (f"{name}_{number}" for number in count(2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
 def _discover_layer(
@@ -107,15 +115,49 @@ def _discover_layer(
         return LayerAnatomy(
             index, block.module, "unknown", missing=dict.fromkeys(INNER_SITES, found.trouble)
         ), ""
+    call = block.entrance.call
+    entrance, leaving = replace(block.entrance, call=0), replace(block.exit, call=0)
     try:
-        arguments = whole.arguments[block.module, 0]
-        trial = run_trial(root, block.module, block.entrance, block.exit, arguments, parameters, seed=index)
-        return block_anatomy(trial, index, stack), ""
+        arguments = whole.arguments[block.module, call]
+        trial = run_trial(root, block.module, entrance, leaving, arguments, parameters, seed=index)
+        layer = block_anatomy(trial, index, stack)
+        _set_tokens_apart(layer, trial)
+        return _at_call(layer, call), ""
     except ProofError as error:
         reason = str(error)
+    except Exception as error:  # foreign code may fail in any way; the reason goes into the anatomy
+        reason = " ".join(f"its trial failed ({type(error).__name__}: {error})".split())[:200]
     unknown = LayerAnatomy(index, block.module, "unknown", missing=dict.fromkeys(INNER_SITES, reason))
     unknown.taps |= {"resid_pre": block.entrance, "resid_post": block.exit}
     return unknown, reason
+
+
+def _set_tokens_apart(layer: LayerAnatomy, trial: Trial) -> None:
+    """Sites whose tokens do not stand as in the residual stream (windows, other batches) are not observed."""
+    entered = trial.recording.find(trial.entrance).value.shape[:-1]
+    for name, tap in list(layer.taps.items()):
+        shape = trial.recording.find(tap).value.shape
+        same = shape[: len(entered)] == entered or (len(shape) == 2 and shape[0] == math.prod(entered))
+        flat = len(entered) != 2 and shape[:-1] == (
+            1 if len(entered) == 1 else entered[0],
+            math.prod(entered[len(entered) != 1 :]),
+        )
+        if not same and not flat:
+            del layer.taps[name]
+            layer.missing[name] = "its tokens are grouped otherwise than in the residual stream"
+    gone = {name for name, site in layer.aliases.items() if site.name in layer.missing}
+    for name in gone:
+        layer.missing[name] = layer.missing[layer.aliases.pop(name).name]
+
+
+def _at_call(layer: LayerAnatomy, call: int) -> LayerAnatomy:
+    """The same for a later call of the block, as blocks that share their module are proved once a call."""
+    if call == 0:
+        return layer
+    layer.taps = {name: replace(tap, call=call) for name, tap in layer.taps.items()}
+    layer.attention = replace(layer.attention, call=call) if layer.attention else None
+    layer.cross_attention = replace(layer.cross_attention, call=call) if layer.cross_attention else None
+    return layer
 
 
 def _join(stack: StackAnatomy, found: BlockList, whole: Recording) -> list[str]:
@@ -175,8 +217,9 @@ def _stack_name(root: nn.Module, found: BlockList, whole: Recording) -> str:
         return "vision"
     if read in ("input_features", "input_values"):
         return "audio"
-    patterns = [call.pattern for call in whole.attention if call.module in found.attention]
-    if found.route == "returned":
+    if found.route == "registry":
+        patterns = [call.pattern for call in whole.attention if call.module in found.attention]
+    else:
         patterns = [p.value for p in returned_patterns(whole) if p.module in found.attention]
     return "decoder" if any(is_causal(pattern) for pattern in patterns) else "encoder"
 

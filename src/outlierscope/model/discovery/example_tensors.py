@@ -1,0 +1,166 @@
+"""Example tensors: one argument of a forward pass, made from its name and the model's config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SEQUENCES, TOKENS = 2, 12
+SIDE = 4
+"""Patches on each side of an image whose size is free."""
+
+IMAGE_LAYOUTS = ("image", "frames", "images", "packed patches", "padded patches")
+"""[B, C, H, W]; [B, F, C, H, W]; [B, 1, C, H, W]; [N, C * t * p * p] over all images; [B, N, C * p * p]."""
+
+SOUND_LAYOUTS = ("bins first", "frames first", "samples", "channel", "channel of frames")
+"""[B, bins, frames]; [B, frames, bins]; [B, samples]; [B, 1, samples]; [B, 1, frames, bins]."""
+
+SPECIAL_TOKENS = ("pad", "bos", "eos", "cls", "sep", "mask", "image", "video", "audio")
+
+BINS = ("num_mel_bins", "n_mels", "feature_size", "input_feat_per_channel", "mel_bins", "input_feat_size")
+
+
+class ExampleTensors:
+    """Makes the arguments of one forward pass, so that they fit each other.
+
+    Args:
+        config: the model's.
+        image: one of ``IMAGE_LAYOUTS``.
+        sound: one of ``SOUND_LAYOUTS``.
+        seed: of the random values.
+    """
+
+    def __init__(self, config: PreTrainedConfig, image: str, sound: str, seed: int) -> None:
+        self._config = config
+        self._image = image
+        self._sound = sound
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def of(self, name: str) -> Tensor | None:
+        """The tensor of the argument ``name``; ``None`` where its name says nothing here."""
+        if name.endswith("input_ids"):
+            return self._token_ids()
+        if "grid_thw" in name:
+            return torch.tensor([[1, SIDE, SIDE]] * SEQUENCES)  # [images, 3]
+        if name in ("input_features", "input_values", "audio_mel"):
+            return self._sounds(name)
+        makers: dict[str, Callable[[], Tensor]] = {
+            "attention_mask": lambda: torch.ones(SEQUENCES, TOKENS, dtype=torch.int64),
+            "position_ids": lambda: torch.arange(TOKENS).expand(SEQUENCES, -1),
+            "bbox": self._boxes,
+            "pixel_values": lambda: self._pixels(self._image),
+            "pixel_values_videos": lambda: self._pixels("frames"),
+            "pixel_attention_mask": lambda: torch.ones(SEQUENCES, SIDE * SIDE, dtype=torch.int64),
+            "spatial_shapes": lambda: torch.tensor([[SIDE, SIDE]] * SEQUENCES),
+            "merge_sizes": lambda: torch.ones(SEQUENCES, dtype=torch.int64),
+            "hidden_states": self._hidden_states,
+            "inputs_embeds": self._hidden_states,
+            "query_embeds": self._hidden_states,
+            "encoder_hidden_states": lambda: self._random(
+                SEQUENCES, TOKENS, self._number("encoder_hidden_size", "hidden_size")
+            ),
+            "visual_feats": lambda: self._random(SEQUENCES, 5, self._number("visual_feat_dim")),
+            "visual_pos": lambda: torch.rand(
+                SEQUENCES, 5, self._number("visual_pos_dim"), generator=self._generator
+            ),
+            "input_features_mask": lambda: torch.ones(SEQUENCES, self._frames(), dtype=torch.bool),
+            "feature_attention_mask": lambda: torch.ones(SEQUENCES, self._frames(), dtype=torch.int64),
+            "audio_mel_mask": lambda: torch.zeros(SEQUENCES, self._frames(), dtype=torch.bool),
+        }
+        return makers[name]() if name in makers else None
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self._generator)
+
+    def _first(self, *names: str) -> Any:
+        """The first of these attributes that is set, in the config or in one within it."""
+        for config in _with_nested(self._config):
+            for name in names:
+                value = getattr(config, name, None)
+                if value is not None:
+                    return value
+        return None
+
+    def _number(self, *names: str, otherwise: int = 1) -> int:
+        value = self._first(*names)
+        return value if isinstance(value, int) else otherwise
+
+    def _token_ids(self) -> Tensor:
+        limit = min(self._number("vocab_size", otherwise=100), 4096)
+        special = {
+            token
+            for kind in SPECIAL_TOKENS
+            for suffix in ("token_id", "token_index")
+            for config in _with_nested(self._config)
+            for token in _as_list(getattr(config, f"{kind}_{suffix}", None))
+        }
+        # Padding and separators change masks and positions in some families; plain tokens do so in none.
+        plain = torch.tensor([token for token in range(limit) if token not in special] or [0])
+        return plain[torch.randint(len(plain), (SEQUENCES, TOKENS), generator=self._generator)]  # [B, T]
+
+    def _boxes(self) -> Tensor:
+        corners = torch.randint(50, (SEQUENCES, TOKENS, 2), generator=self._generator)
+        return torch.cat([corners, corners + 10], dim=-1)  # [B, T, 4]
+
+    def _hidden_states(self) -> Tensor:
+        if self._image == "packed patches":
+            return self._pixels(self._image)
+        return self._random(SEQUENCES, TOKENS, self._number("hidden_size", "d_model"))  # [B, T, d]
+
+    def _pixels(self, layout: str) -> Tensor:
+        channels = self._number("num_channels", "in_channels", "in_chans", otherwise=3)
+        patch = _pair(self._first("patch_size") or 16)
+        if layout == "packed patches":
+            depth = self._number("temporal_patch_size")
+            return self._random(SEQUENCES * SIDE * SIDE, channels * depth * patch[0] * patch[1])
+        if layout == "padded patches":
+            return self._random(SEQUENCES, SIDE * SIDE, channels * patch[0] * patch[1])
+        height, width = _pair(self._first("image_size", "img_size", "input_size", "crop_size") or 224)
+        if layout == "images":
+            return self._random(SEQUENCES, 1, channels, height, width)
+        if layout == "frames":
+            frames = self._number("num_frames", "frames_per_clip", otherwise=2)
+            return self._random(SEQUENCES, frames, channels, height, width)
+        return self._random(SEQUENCES, channels, height, width)
+
+    def _frames(self) -> int:
+        return 2 * self._number("max_source_positions", otherwise=64)
+
+    def _sounds(self, name: str) -> Tensor:
+        bins, frames = self._number(*BINS, otherwise=80), self._frames()
+        if name == "input_values" and self._first("max_length") and self._first(*BINS):
+            frames = self._number("max_length")
+        return {
+            "bins first": lambda: self._random(SEQUENCES, bins, frames),
+            "frames first": lambda: self._random(SEQUENCES, frames, bins),
+            "samples": lambda: self._random(SEQUENCES, 8000),
+            "channel": lambda: self._random(SEQUENCES, 1, 8000),
+            "channel of frames": lambda: self._random(SEQUENCES, 1, frames, bins),
+        }[self._sound]()
+
+
+def _with_nested(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """A config and those within it, outermost first."""
+    waiting = [config]
+    while waiting:
+        current = waiting.pop(0)
+        yield current
+        waiting += [value for value in vars(current).values() if isinstance(value, PreTrainedConfig)]
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, dict):
+        return int(size["height"]), int(size["width"])
+    return (size, size) if isinstance(size, int) else (int(size[-2]), int(size[-1]))
+
+
+def _as_list(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

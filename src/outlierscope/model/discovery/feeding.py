@@ -1,0 +1,133 @@
+"""Feeding: tiny passes that reach every stack of a model, through the whole of it or tower by tower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel
+
+from outlierscope.errors import UserError
+from outlierscope.model.discovery.blocks import block_lists, record_whole
+from outlierscope.model.discovery.example_inputs import input_candidates
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from outlierscope.model.discovery.recording import Recording
+
+
+@dataclass(frozen=True)
+class Fed:
+    """One pass that ran.
+
+    Attributes:
+        entry: name of the module that was run; empty for the whole model.
+        recording: what passed.
+    """
+
+    entry: str
+    recording: Recording
+
+
+def feed(root: nn.Module) -> tuple[list[Fed], list[str]]:
+    """Run a model with the simplest inputs that reach all its stacks, and what they leave out tower by tower.
+
+    Returns:
+        The passes that ran, and a reason for every part that may attend but could not be run.
+
+    Raises:
+        UserError: where the model has no config.
+    """
+    fed: list[Fed] = []
+    failures: dict[str, str] = {}
+    waiting = [""]
+    while waiting:
+        entry = waiting.pop(0)
+        passed = _run(root, entry)
+        if isinstance(passed, Fed):
+            fed.append(passed)
+            waiting += [name for name in _towers(root, entry) if _is_idle(root, name, fed)]
+        else:
+            failures[entry] = passed
+            waiting += _outermost(_towers(root, entry))
+    reasons = []
+    for container in _idle_lists(root, fed):
+        tried = [entry for entry in failures if _is_in(container, entry)]
+        reasons.append(failures[max(tried, key=len)] if tried else f"{container} was not run")
+    return fed, list(dict.fromkeys(reasons))
+
+
+def _run(root: nn.Module, entry: str) -> Fed | str:
+    """The first pass that leaves nothing idle that could not be fed alone, else the best; or why none ran."""
+    module = root.get_submodule(entry)
+    best: tuple[int, Fed] | None = None
+    failure = ""
+    try:
+        for inputs in input_candidates(module):
+            try:
+                passed = Fed(entry, record_whole(root, inputs, entry))
+            except Exception as error:  # foreign code may fail in any way; the reason goes into the anatomy
+                message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                failure = failure or f"a tiny forward pass of {type(module).__name__} failed ({message})"
+                continue
+            towers = [name for name in _towers(root, entry) if _is_idle(root, name, [passed])]
+            left = [
+                container
+                for container in _idle_lists(root, [passed], entry)
+                if not any(_is_in(container, tower) for tower in towers)
+            ]
+            if best is None or len(left) < best[0]:
+                best = len(left), passed
+            if not left:
+                break
+    except UserError as error:
+        if not hasattr(module, "config"):
+            raise
+        failure = failure or str(error)
+    return best[1] if best is not None else failure
+
+
+def _towers(root: nn.Module, entry: str) -> list[str]:
+    """Parts of a module that are models of their own, outer ones first."""
+    return [
+        name
+        for name, module in root.named_modules()
+        if isinstance(module, PreTrainedModel)
+        and name != entry
+        and _is_in(name, entry)
+        and may_attend(module)
+    ]
+
+
+def _outermost(names: list[str]) -> list[str]:
+    return [name for name in names if not any(other != name and _is_in(name, other) for other in names)]
+
+
+def _is_idle(root: nn.Module, name: str, fed: list[Fed]) -> bool:
+    """Whether none of the parts of a module was called."""
+    parts = [f"{name}.{part}" if part else name for part, _ in root.get_submodule(name).named_modules()]
+    return not any(passed.recording.calls[part] for passed in fed for part in parts)
+
+
+def _idle_lists(root: nn.Module, fed: list[Fed], entry: str = "") -> list[str]:
+    """Lists with an element that may attend, none of whose elements was called."""
+    idle = [
+        container
+        for container, names in block_lists(root).items()
+        if _is_in(container, entry)
+        and any(may_attend(root.get_submodule(name)) for name in names)
+        and all(_is_idle(root, name, fed) for name in names)
+    ]
+    return _outermost(idle)
+
+
+def may_attend(module: nn.Module) -> bool:
+    """Whether some part of a module calls itself attention: only what does is missed where it was not run."""
+    return any(
+        "attention" in kind or "attn" in kind for kind in {type(m).__name__.lower() for m in module.modules()}
+    )
+
+
+def _is_in(name: str, container: str) -> bool:
+    return container == "" or name == container or name.startswith(container + ".")
