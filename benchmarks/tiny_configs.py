@@ -8,13 +8,14 @@ which every kind of block appears.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -24,7 +25,7 @@ BLOCKS = 2
 
 STREAM = re.compile(
     r"(.*_)?(hidden_size|d_model|n_embd|embed_dim|hidden_dim|model_dim|hidden_channels|text_dim)|dim|width|"
-    r"embedding_size|d_hidden|word_embed_proj_dim|attention_hidden_size|lru_width|hidden_width|embedding_dim"
+    r"embedding_size|d_hidden|emb_dim|d_latents|word_embed_proj_dim|attention_hidden_size|lru_width|hidden_width|embedding_dim"
 )
 NO_STREAM = re.compile(r"(mlp|ffn|ff|moe|expert|intermediate|bottleneck|patch|vq|codebook|iou|fpn|audio_proj)_.*")
 HEAD_COUNT = re.compile(r"(.*_)?(num_attention_heads|attention_heads|num_heads|n_heads?|heads|nhead)")
@@ -32,12 +33,14 @@ KEY_VALUE_HEADS = re.compile(r".*(key_value_heads|num_kv_heads|n_head_kv|kv_n_he
 HEAD_SIZE = re.compile(
     r"(.*_)?(head_dim|head_size|d_kv|kv_channels|attention_head_size|rotary_dim|attention_key_size|dim_head)"
 )
-VOCABULARIES = re.compile(r"(.*_)?vocab_size(_.*)?|(.*_)?n_vocab")
+VOCABULARIES = re.compile(r"(.*_)?vocab_size(_.*)?|(.*_)?n_vocab|n_words|(.*_)?group_vocab")
 EXPERTS = re.compile(r"(n_|num_|moe_num_|num_local_|n_routed_|moe_)*experts|num_routed_experts")
 CHOSEN_EXPERTS = re.compile(r".*(experts_per_tok|experts_per_token|topk|top_k|selected_experts)|moe_k")
 EXPERT_GROUPS = re.compile(r"n_group|topk_group|num_expert_group")
 COUNT_OF_BLOCKS = re.compile(r"(.*_)?(num_hidden_layers|n_layers?|num_layers|layers|depth|num_blocks|num_hidden_blocks)")
 NO_BLOCKS = re.compile(r".*(share|adapter|conv|first|dense|skip|window|drop|feature|nextn|mtp|kv).*")
+BY_STAGE = re.compile(r"hidden_sizes|embed_dims?|embed_dim_per_stage|dim_embed|widths|num_attention_heads_per_stage")
+STAGE_DEPTHS = re.compile(r"depths|blocks_per_stage|stage_depths|num_blocks|block_sizes")
 TOKEN = re.compile(r".*(token_id|token_index|_id)")
 POSITIONS = re.compile(r".*(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length)")
 INNER = re.compile(
@@ -51,40 +54,60 @@ MAXIMUM = 300_000_000
 """Parameters of the largest model that is built."""
 
 
+ATTEMPTS = 3
+"""Models that are tried of one family."""
+
+
 class NotBuilt(Exception):  # noqa: N818  # an outcome that the table reports
     """No tiny model of a family can be made, and why."""
 
 
-def tiny_model(family: str) -> PreTrainedModel:
-    """A model of one family, as small as its configuration class lets it be made, its weights as transformers draws them.
+def tiny_models(family: str) -> Iterator[PreTrainedModel]:
+    """Models of one family, the smallest first: not every way of making it small leaves a model that runs.
 
     Raises:
-        NotBuilt: where that cannot be done, with the reason in one line.
+        NotBuilt: where none can be made, with the reason in one line.
     """
-    first: Exception | None = None
+    first = None
     make: Callable[[PreTrainedConfig], PreTrainedModel] = AutoModel.from_config
     try:
         kind = CONFIG_MAPPING[family]
         described = kind().to_dict()
     except Exception as error:  # of any configuration class
-        raise NotBuilt(f"its default configuration is incomplete ({_reason(error)})") from error
-    for how in ({}, {"cut": False}, {"narrow": False}, {"cut": False, "narrow": False}):
+        raise NotBuilt(f"its default configuration does not build ({_reason(error)})") from error
+    built = 0
+    for how in WAYS:
         try:
             config = kind(**tiny_values(described, **how))
             with torch.device("meta"):
                 blank = make(config)
             if sum(parameter.numel() for parameter in blank.parameters()) > MAXIMUM:
-                raise NotBuilt(f"it has more than {MAXIMUM:,} parameters even when made tiny")
+                first = first or f"it has more than {MAXIMUM:,} parameters even when made tiny"
+                continue
             model = make(config)
             model.float().eval()  # type: ignore[no-untyped-call]
-            return model
         except ImportError as error:
             raise NotBuilt(f"a package is missing ({_reason(error)})") from error
         except Exception as error:  # of any model class: another way to make it tiny may do
-            first = first or error
-    if isinstance(first, NotBuilt):
-        raise first
-    raise NotBuilt(f"no tiny configuration builds ({_reason(first)})") from first
+            first = first or f"no tiny configuration builds ({_reason(error)})"
+            continue
+        yield model
+        built += 1
+        if built == ATTEMPTS:
+            return
+    if not built:
+        raise NotBuilt(first or "")
+
+
+WAYS: tuple[dict[str, bool], ...] = (
+    {},
+    {"fill": True},
+    {"fill": True, "keep_head_size": True},
+    {"fill": True, "cut": False},
+    {"fill": True, "narrow": False},
+    {"narrow": False, "cut": False},
+)
+"""Ways to make a configuration tiny, the smallest first."""
 
 
 def _reason(error: Exception | None) -> str:
@@ -95,39 +118,139 @@ DERIVED = ("model_type", "transformers_version", "architectures", "stage_names",
 """What a configuration says of itself that its class works out anew."""
 
 
-def tiny_values(described: dict[str, Any], *, cut: bool = True, narrow: bool = True) -> dict[str, Any]:
+def tiny_values(
+    described: dict[str, Any],
+    *,
+    cut: bool = True,
+    narrow: bool = True,
+    keep_head_size: bool = False,
+    fill: bool = False,
+) -> dict[str, Any]:
     """Keyword arguments of a tiny configuration, from what the default one says of itself.
 
     Args:
         described: ``config.to_dict()`` of a default configuration; nested ones are made tiny as well.
         cut: whether it gets few blocks.
         narrow: whether widths and heads are made small.
+        keep_head_size: whether heads keep their size, and the width follows from it.
+        fill: whether numbers that the default leaves open are given.
     """
+    how = {"cut": cut, "narrow": narrow, "keep_head_size": keep_head_size, "fill": fill}
     described = {name: value for name, value in described.items() if name not in DERIVED}
+    sizes = _sizes(described, **how)
+    values: dict[str, Any] = {}
+    for name, value in described.items():
+        if isinstance(value, dict) and "model_type" in value:
+            values[name] = tiny_values(value, **how) | {"model_type": value["model_type"]}
+        elif isinstance(value, dict) and name.startswith("rope"):
+            values[name] = {key: _tiny_list(key, part, sizes) for key, part in value.items()}
+            if fill and "rope_type" in value and sizes.narrow:
+                # Rotary sections of time, height and width, which some families need and no default states.
+                values[name].setdefault("mrope_section", _parts_of(sizes.head_width // 2, [2, 3, 3]))
+        elif value is None and fill:
+            values[name] = next((small for pattern, small in OPEN.items() if re.fullmatch(pattern, name)), None)
+        elif isinstance(value, bool) or not isinstance(value, int):
+            values[name] = _tiny_list(name, value, sizes)
+        else:
+            values[name] = _tiny(name, value, sizes)
+    return values | _state_heads(described, sizes)
+
+
+OPEN = {
+    KEY_VALUE_HEADS.pattern: HEADS,
+    HEAD_SIZE.pattern: HEAD_WIDTH,
+    VOCABULARIES.pattern: VOCABULARY,
+    r".*shared_experts": 1,
+    EXPERTS.pattern: 4,
+    CHOSEN_EXPERTS.pattern: 2,
+    r"prediction_length": 8,
+}
+"""Numbers that some defaults leave open."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What one configuration has by default, and what its tiny copy gets."""
+
+    stream: int
+    heads: int
+    head_size: int
+    layers: int
+    width: int
+    blocks: int
+    head_width: int
+    narrow: bool
+    patches: bool
+
+
+def _sizes(described: dict[str, Any], *, cut: bool, narrow: bool, keep_head_size: bool, fill: bool) -> Sizes:
+    del fill
     stream = _first(described, STREAM, NO_STREAM)
     heads = _first(described, HEAD_COUNT)
     head_size = _first(described, HEAD_SIZE) or (stream // heads if stream and heads else 0)
-    layers, blocks = _blocks(described) if cut else (0, 0)
-    values: dict[str, Any] = {}
-    for name, value in described.items():
-        if isinstance(value, dict):
-            nested = "model_type" in value
-            values[name] = tiny_values(value, cut=cut, narrow=narrow) if nested else value
-            if nested:
-                values[name]["model_type"] = value["model_type"]
-        elif isinstance(value, list) and layers and len(value) == layers and blocks < layers:
-            values[name] = value[:blocks]
-        elif isinstance(value, list) and "section" in name and head_size:
-            values[name] = _parts_of(HEAD_WIDTH // 2, value)
-        elif isinstance(value, bool) or not isinstance(value, int):
-            values[name] = value
-        else:
-            small = _tiny(name, value, stream, heads, head_size, layers, blocks)
-            values[name] = small if (narrow or not _is_width(name)) and (cut or not _is_depth(name)) else value
-    return values
+    layers, blocks = _blocks(described)
+    # Widths or heads that differ from stage to stage are tied to each other in ways of the family's own.
+    by_stage = any(
+        isinstance(value, list) and len(value) != layers and (STREAM.fullmatch(name) or HEAD_COUNT.fullmatch(name) or BY_STAGE.fullmatch(name))
+        for name, value in described.items()
+    )
+    head_width = head_size if keep_head_size and head_size else HEAD_WIDTH
+    return Sizes(
+        stream,
+        heads,
+        head_size,
+        layers,
+        HEADS * head_width if keep_head_size else WIDTH,
+        blocks if cut else layers,
+        head_width,
+        narrow and not by_stage,
+        "patch_size" in described,
+    )
 
 
-def _tiny(name: str, value: int, stream: int, heads: int, head_size: int, layers: int, blocks: int) -> int:
+def _tiny_list(name: str, value: Any, sizes: Sizes) -> Any:
+    """A list cut to the blocks that are left, or the rotary sections of a tiny head; other values as they are."""
+    if not isinstance(value, list | tuple):
+        return value
+    if sizes.layers and len(value) == sizes.layers and sizes.blocks < sizes.layers:
+        value = list(value)[: sizes.blocks]
+        return [_tiny(name, item, sizes) if type(item) is int else item for item in value]
+    if "section" in name and sizes.head_size and sizes.narrow:
+        return _parts_of(max(len(value), sum(value) * sizes.head_width // sizes.head_size), list(value))
+    if STAGE_DEPTHS.fullmatch(name) and sizes.blocks != sizes.layers and all(type(item) is int for item in value):
+        return [min(item, BLOCKS) for item in value]
+    return value
+
+
+def _state_heads(described: dict[str, Any], sizes: Sizes) -> dict[str, int]:
+    """Heads of a state-space mixer, whose sizes multiply to ``expand`` times the width."""
+    expand = _first(described, re.compile(r"(mamba_)?expand"))
+    inner = _first(described, re.compile(r"mamba_d_ssm")) or expand * sizes.stream
+    if not expand or not sizes.narrow:
+        return {}
+    small = sizes.width if "mamba_d_ssm" in described else expand * sizes.width
+    values: dict[str, int] = {"mamba_d_ssm": small} if "mamba_d_ssm" in described else {}
+    for count, size in STATE_HEADS:
+        if isinstance(described.get(count), int) and described[count] * _number(described.get(size)) == inner:
+            values |= {count: HEADS, size: small // HEADS}
+    groups = [name for name in described if re.fullmatch(r"(mamba_)?n_groups|mamba_ngroups", name)]
+    return values | dict.fromkeys(groups, 1) if values else {}
+
+
+STATE_HEADS = (
+    ("mamba_n_heads", "mamba_d_head"),
+    ("num_heads", "head_dim"),
+    ("mamba_num_heads", "mamba_head_dim"),
+    ("n_mamba_heads", "mamba_headdim"),
+)
+"""Names of the number and the size of heads of state-space mixers."""
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _tiny(name: str, value: int, sizes: Sizes) -> int:
     if value <= 0:
         return value
     if VOCABULARIES.fullmatch(name):
@@ -140,20 +263,30 @@ def _tiny(name: str, value: int, stream: int, heads: int, head_size: int, layers
         return min(value, 4)
     if CHOSEN_EXPERTS.fullmatch(name):
         return min(value, 2)
+    if POSITIONS.fullmatch(name):
+        return min(value, 512)
+    if name == "image_size" and not sizes.patches:
+        return min(value, 128)
+    if name == "num_kv_shared_layers" and sizes.blocks < sizes.layers:
+        return 0
+    if COUNT_OF_BLOCKS.fullmatch(name) and not NO_BLOCKS.fullmatch(name):
+        if sizes.blocks == sizes.layers:
+            return value
+        return sizes.blocks if value == sizes.layers else min(value, BLOCKS)
+    return _tiny_width(name, value, sizes) if sizes.narrow else value
+
+
+def _tiny_width(name: str, value: int, sizes: Sizes) -> int:
     if KEY_VALUE_HEADS.fullmatch(name):
-        return 1 if value == 1 else HEADS if value == heads else HEADS // 2
+        return 1 if value == 1 else HEADS if value == sizes.heads else HEADS // 2
     if HEAD_COUNT.fullmatch(name):
         return min(value, HEADS)
     if HEAD_SIZE.fullmatch(name):
-        return max(2, round(value * HEAD_WIDTH / head_size)) if head_size else value
-    if POSITIONS.fullmatch(name):
-        return min(value, 512)
-    if COUNT_OF_BLOCKS.fullmatch(name) and not NO_BLOCKS.fullmatch(name):
-        return blocks if value == layers else min(value, BLOCKS)
+        return max(2, round(value * sizes.head_width / sizes.head_size)) if sizes.head_size else value
     if STREAM.fullmatch(name) and not NO_STREAM.fullmatch(name):
-        return min(value, WIDTH)
-    if INNER.fullmatch(name) and stream:
-        return max(8, min(value, round(value * WIDTH / stream / 8) * 8))
+        return min(value, sizes.width)
+    if INNER.fullmatch(name) and sizes.stream:
+        return max(8, min(value, round(value * sizes.width / sizes.stream / 8) * 8))
     return value
 
 
@@ -189,11 +322,3 @@ def _parts_of(total: int, parts: list[int]) -> list[int]:
     scaled = [max(1, part * total // whole) for part in parts]
     scaled[0] += total - sum(scaled)
     return scaled
-
-
-def _is_width(name: str) -> bool:
-    return any(p.fullmatch(name) for p in (STREAM, INNER, HEAD_COUNT, KEY_VALUE_HEADS, HEAD_SIZE))
-
-
-def _is_depth(name: str) -> bool:
-    return COUNT_OF_BLOCKS.fullmatch(name) is not None

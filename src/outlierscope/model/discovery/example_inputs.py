@@ -28,8 +28,13 @@ PRIMARY = (
     "input_values",
     "visual_feats",
     "visual_pos",
+    "future_values",
+    "future_time_features",
 )
 """What a model may read, at a user's choice; in this order."""
+
+FROM_OTHERS = ("encoder_hidden_states",)
+"""What some parts read of other parts."""
 
 COMPANIONS = {
     "input_ids": ("attention_mask",),
@@ -79,7 +84,9 @@ def input_candidates(module: nn.Module, seed: int = 0) -> Iterator[dict[str, Any
     if "decoder_input_ids" in named and getattr(config, "is_encoder_decoder", False):
         needed.append("decoder_input_ids")
     offered = [name for name in PRIMARY if name in named]
-    choices = list(dict.fromkeys([tuple(needed), tuple(dict.fromkeys([*needed, *offered]))]))
+    given = [name for name in FROM_OTHERS if name in named]
+    wider: tuple[list[str], ...] = ([], offered, given, [*offered, *given])
+    choices = dict.fromkeys(tuple(dict.fromkeys([*needed, *more])) for more in wider)
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
     unknown = ""
     for names in choices:

@@ -16,7 +16,7 @@ SIDE = 4
 """Patches on each side of an image whose size is free."""
 
 IMAGE_LAYOUTS = ("image", "frames", "images", "packed patches", "padded patches")
-"""[B, C, H, W]; [B, F, C, H, W]; [B, 1, C, H, W]; [N, C * t * p * p] over all images; [B, N, C * p * p]."""
+"""[B, C, H, W]; [B, F, C, H, W]; [B, 1, C, H, W]; [N, C * t * p * p] of one image; [B, N, C * p * p]."""
 
 SOUND_LAYOUTS = ("bins first", "frames first", "samples", "channel", "channel of frames")
 """[B, bins, frames]; [B, frames, bins]; [B, samples]; [B, 1, samples]; [B, 1, frames, bins]."""
@@ -47,7 +47,7 @@ class ExampleTensors:
         if name.endswith("input_ids"):
             return self._token_ids()
         if "grid_thw" in name:
-            return torch.tensor([[1, SIDE, SIDE]] * SEQUENCES)  # [images, 3]
+            return torch.tensor([[1, SIDE, SIDE]])  # [images, 3]: one, as several are attended to one by one
         if name in ("input_features", "input_values", "audio_mel"):
             return self._sounds(name)
         makers: dict[str, Callable[[], Tensor]] = {
@@ -58,7 +58,7 @@ class ExampleTensors:
             "pixel_values_videos": lambda: self._pixels("frames"),
             "pixel_attention_mask": lambda: torch.ones(SEQUENCES, SIDE * SIDE, dtype=torch.int64),
             "spatial_shapes": lambda: torch.tensor([[SIDE, SIDE]] * SEQUENCES),
-            "merge_sizes": lambda: torch.ones(SEQUENCES, dtype=torch.int64),
+            "merge_sizes": lambda: torch.ones(1, dtype=torch.int64),
             "hidden_states": self._hidden_states,
             "inputs_embeds": self._hidden_states,
             "query_embeds": self._hidden_states,
@@ -68,6 +68,13 @@ class ExampleTensors:
             "visual_feats": lambda: self._random(SEQUENCES, 5, self._number("visual_feat_dim")),
             "visual_pos": lambda: torch.rand(
                 SEQUENCES, 5, self._number("visual_pos_dim"), generator=self._generator
+            ),
+            "past_values": self._past,
+            "past_observed_mask": lambda: torch.ones_like(self._past()),
+            "past_time_features": lambda: self._random(SEQUENCES, self._past_length(), self._time_features()),
+            "future_values": lambda: self._random(SEQUENCES, self._number("prediction_length")),
+            "future_time_features": lambda: self._random(
+                SEQUENCES, self._number("prediction_length"), self._time_features()
             ),
             "input_features_mask": lambda: torch.ones(SEQUENCES, self._frames(), dtype=torch.bool),
             "feature_attention_mask": lambda: torch.ones(SEQUENCES, self._frames(), dtype=torch.int64),
@@ -118,7 +125,7 @@ class ExampleTensors:
         patch = _pair(self._first("patch_size") or 16)
         if layout == "packed patches":
             depth = self._number("temporal_patch_size")
-            return self._random(SEQUENCES * SIDE * SIDE, channels * depth * patch[0] * patch[1])
+            return self._random(SIDE * SIDE, channels * depth * patch[0] * patch[1])
         if layout == "padded patches":
             return self._random(SEQUENCES, SIDE * SIDE, channels * patch[0] * patch[1])
         height, width = _pair(self._first("image_size", "img_size", "input_size", "crop_size") or 224)
@@ -128,6 +135,17 @@ class ExampleTensors:
             frames = self._number("num_frames", "frames_per_clip", otherwise=2)
             return self._random(SEQUENCES, frames, channels, height, width)
         return self._random(SEQUENCES, channels, height, width)
+
+    def _past_length(self) -> int:
+        lags: list[int] = self._first("lags_sequence") or [0]
+        return self._number("context_length", otherwise=64) + max(lags)
+
+    def _time_features(self) -> int:
+        return self._number("num_time_features")
+
+    def _past(self) -> Tensor:
+        channels = self._first("num_input_channels")  # of a series of several channels
+        return self._random(SEQUENCES, self._past_length(), *([channels] if channels else []))
 
     def _frames(self) -> int:
         return 2 * self._number("max_source_positions", otherwise=64)

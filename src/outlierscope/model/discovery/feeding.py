@@ -54,7 +54,7 @@ def feed(root: nn.Module) -> tuple[list[Fed], list[str]]:
     reasons = []
     for container in _idle_lists(root, fed):
         tried = [entry for entry in failures if _is_in(container, entry)]
-        reasons.append(failures[max(tried, key=len)] if tried else f"{container} was not run")
+        reasons.append(failures[min(tried, key=len)] if tried else f"{container} was not run")
     return fed, list(dict.fromkeys(reasons))
 
 
