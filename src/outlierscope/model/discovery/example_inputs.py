@@ -18,6 +18,8 @@ from outlierscope.model.discovery.example_tensors import IMAGE_LAYOUTS, SOUND_LA
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from transformers import PreTrainedConfig
+
 PRIMARY = (
     "input_ids",
     "decoder_input_ids",
@@ -90,7 +92,7 @@ def input_candidates(module: nn.Module, seed: int = 0) -> Iterator[dict[str, Any
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
     unknown = ""
     for names in choices:
-        for image, sound in _layouts(names):
+        for image, sound in product(_image_layouts(names), _sound_layouts(config, names)):
             tensors = ExampleTensors(config, image, sound, seed)
             inputs: dict[str, Any] = {name: tensors.of(name) for name in names}
             unknown = next((name for name, value in inputs.items() if value is None), "")
@@ -105,12 +107,23 @@ def input_candidates(module: nn.Module, seed: int = 0) -> Iterator[dict[str, Any
         raise UserError(f"no example can be made of the input {unknown!r} of {type(module).__name__}")
 
 
-def _layouts(names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    sees = any("pixel" in name or "image" in name or name == "grid_thw" for name in names)
-    hears = any(name.startswith(("input_features", "input_values")) for name in names)
+def _image_layouts(names: tuple[str, ...]) -> list[str]:
+    if not any("pixel" in name or "image" in name or name == "grid_thw" for name in names):
+        return ["image"]
     packed = any("grid_thw" in name or "spatial_shapes" in name for name in names)
-    images = [layout for layout in IMAGE_LAYOUTS if ("patches" in layout) == packed] if sees else ["image"]
-    return product(images, SOUND_LAYOUTS if hears else ["bins first"])
+    return [layout for layout in IMAGE_LAYOUTS if ("patches" in layout) == packed]
+
+
+def _sound_layouts(config: PreTrainedConfig, names: tuple[str, ...]) -> list[str]:
+    waves = "input_values" in names
+    if not waves and not any(name.startswith(("input_features", "audio_mel")) for name in names):
+        return ["bins first"]
+    by_frame = any(
+        getattr(config, name, None) for name in ("input_feat_per_channel", "feature_projection_input_dim")
+    )
+    spectrogram = getattr(config, "num_mel_bins", None) and getattr(config, "max_length", None)
+    likely = "frames first" if by_frame or (waves and spectrogram) else "samples" if waves else "bins first"
+    return [likely, *(layout for layout in SOUND_LAYOUTS if layout != likely)]
 
 
 def _placed(value: object, like: Tensor | None) -> object:

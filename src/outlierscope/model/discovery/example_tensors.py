@@ -23,7 +23,17 @@ SOUND_LAYOUTS = ("bins first", "frames first", "samples", "channel", "channel of
 
 SPECIAL_TOKENS = ("pad", "bos", "eos", "cls", "sep", "mask", "image", "video", "audio")
 
-BINS = ("num_mel_bins", "n_mels", "feature_size", "input_feat_per_channel", "mel_bins", "input_feat_size")
+BINS = (
+    "input_feat_per_channel",
+    "feature_projection_input_dim",
+    "num_mel_bins",
+    "n_mels",
+    "feature_size",
+    "mel_bins",
+    "input_feat_size",
+    "input_dim",
+    "input_size",
+)
 
 
 class ExampleTensors:
@@ -148,12 +158,13 @@ class ExampleTensors:
         return self._random(SEQUENCES, self._past_length(), *([channels] if channels else []))
 
     def _frames(self) -> int:
-        return 2 * self._number("max_source_positions", otherwise=64)
+        # Convolutions in front of [B, bins, frames] ask for an exact length.
+        return 2 * self._number("max_source_positions", otherwise=64) if self._sound == "bins first" else 64
 
     def _sounds(self, name: str) -> Tensor:
         bins, frames = self._number(*BINS, otherwise=80), self._frames()
-        if name == "input_values" and self._first("max_length") and self._first(*BINS):
-            frames = self._number("max_length")
+        if name == "input_values" and self._first(*BINS):
+            frames = self._number("max_length", otherwise=frames)
         return {
             "bins first": lambda: self._random(SEQUENCES, bins, frames),
             "frames first": lambda: self._random(SEQUENCES, frames, bins),
