@@ -71,8 +71,13 @@ def scan(
         str | None, typer.Option(help="Scan this one text instead of a corpus (for a figure).")
     ] = None,
     column: Annotated[
-        str | None, typer.Option(help="Column of a .jsonl or .parquet file that holds the text.")
+        str | None,
+        typer.Option(help="Column that holds the text; FIRST,SECOND: two texts that go in together."),
     ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Read conversations (column messages) through the chat template."),
+    ] = False,
     tokens: Annotated[
         int, typer.Option(help="Read about this many tokens; the last window stays whole.")
     ] = 32_768,
@@ -174,6 +179,7 @@ def scan(
             "--data": data,
             "--text": text,
             "--column": column,
+            "--chat": chat,
             "--length": length,
             "--batch": batch,
             "--bos": bos is not None,
@@ -216,6 +222,7 @@ def scan(
                 data,
                 text=text,
                 column=column,
+                chat=chat,
                 out=folder,
                 resume=resume,
                 overwrite=overwrite,

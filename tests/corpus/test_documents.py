@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from outlierscope.corpus import documents
+from outlierscope.corpus import document, documents
 from outlierscope.corpus.documents import Document, JsonLines, Parquet, TextFile, file_fingerprint
 from outlierscope.errors import UserError
 
@@ -54,7 +54,7 @@ def test_json_lines_hold_texts_and_token_ids(tmp_path):
         ("my.jsonl:5", "four"),
     ]
     path.write_text('\ufeff{"text": "a", "body": "b"}', encoding="utf-8")
-    assert contents(JsonLines(path, "body")) == [("my.jsonl:1", "b")]
+    assert contents(JsonLines(path, ["body"])) == [("my.jsonl:1", "b")]
 
 
 GOOD = '{"text": "fine"}\n'
@@ -110,7 +110,7 @@ def test_parquet_columns_of_text(tmp_path, column):
 def test_parquet_columns_of_token_ids(tmp_path):
     path = tmp_path / "my.parquet"
     pq.write_table(pa.table({"ids": pa.array([[1, 2, 3], [], [4]], pa.list_(pa.int32()))}), path)
-    source = Parquet(path, "ids")
+    source = Parquet(path, ["ids"])
     assert contents(source) == [("my.parquet:1", [1, 2, 3]), ("my.parquet:2", []), ("my.parquet:3", [4])]
     assert source.characters is None
 
@@ -121,7 +121,7 @@ def test_parquet_errors(tmp_path):
     with pytest.raises(UserError, match="no column 'text'; there are: body, n; choose one with --column"):
         Parquet(path)
     with pytest.raises(UserError, match="column 'n' holds double, expected text or lists of token ids"):
-        Parquet(path, "n")
+        Parquet(path, ["n"])
     path.write_bytes(b"PAR1 and nonsense")
     with pytest.raises(UserError, match=r"my.parquet: not a readable parquet file \("):
         Parquet(path)
@@ -169,6 +169,6 @@ def test_descriptions_are_plain_values(tmp_path):
 
 
 def test_cells_of_other_kinds():
-    assert documents.cell_document(None, "a", "b") == Document("a", ("",))
+    assert document.cell_document(None, "a", "b") == Document("a", ("",))
     with pytest.raises(UserError, match=r"^place holds a bytes, expected text"):
-        documents.cell_document(b"a", "name", "place")
+        document.cell_document(b"a", "name", "place")

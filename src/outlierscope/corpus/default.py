@@ -15,7 +15,7 @@ import textwrap
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from outlierscope.corpus.documents import Document
+from outlierscope.corpus.document import Document
 from outlierscope.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from outlierscope.corpus.document import Document, Reader, kind_of, missing_column, read_text
 from outlierscope.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from pyarrow import DataType
@@ -29,21 +29,6 @@ HASHED_BYTES = 256 * 2**20
 
 SAMPLED_BYTES = 32 * 2**20
 """How much of the beginning and of the end."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text, or the token ids of one.
-
-    Attributes:
-        name: where it came from, for messages: ``my.jsonl:17``.
-        blocks: consecutive pieces of the text; read once. Empty when token ids were given.
-        token_ids: the token ids as given, or ``None``.
-    """
-
-    name: str
-    blocks: Iterable[str] = ()
-    token_ids: list[int] | None = None
 
 
 class DocumentSource(Protocol):
@@ -108,15 +93,21 @@ class TextFile:
 
 
 class JsonLines:
-    """A .jsonl file: one JSON object a line, one of whose fields is text or a list of token ids.
+    """A .jsonl file: one JSON object a line, some of whose fields are read.
+
+    Args:
+        path: the file.
+        columns: the fields.
+        read: makes a document of them.
 
     Raises (while reading):
         UserError: for a line that is not a JSON object, lacks the field or holds something else in it.
     """
 
-    def __init__(self, path: Path, column: str = "text") -> None:
+    def __init__(self, path: Path, columns: Sequence[str] = ("text",), read: Reader = read_text) -> None:
         self.path = path
-        self.column = column
+        self.columns = columns
+        self.read = read
 
     @property
     def characters(self) -> int:
@@ -132,23 +123,24 @@ class JsonLines:
                 except UnicodeDecodeError as error:
                     raise _not_utf8(place, error) from None
                 if text.strip():
-                    yield cell_document(
-                        self._cell(text, place),
+                    yield self.read(
+                        self._cells(text, place),
                         f"{self.path.name}:{number}",
-                        f"{place}: field {self.column!r}",
+                        f"{place}: field {','.join(self.columns)!r}",
                     )
 
-    def _cell(self, line: str, place: str) -> object:
+    def _cells(self, line: str, place: str) -> list[Any]:
         try:
             row = json.loads(line.strip())
         except (json.JSONDecodeError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
             raise UserError(f"{place}: broken JSON ({reason}); every line must hold one object") from None
         if not isinstance(row, dict):
-            raise UserError(f"{place}: holds {_kind(row)}; every line must hold one JSON object")
-        if self.column not in row:
-            raise missing_column(place, self.column, row)
-        return row[self.column]
+            raise UserError(f"{place}: holds {kind_of(row)}; every line must hold one JSON object")
+        for column in self.columns:
+            if column not in row:
+                raise missing_column(place, column, row)
+        return [row[column] for column in self.columns]
 
     def fingerprint(self) -> str:
         """SHA-256 of the file."""
@@ -156,34 +148,36 @@ class JsonLines:
 
     def describe(self) -> dict[str, Any]:
         """The file's name and the field that is read."""
-        return {"kind": "jsonl", "path": str(self.path), "column": self.column}
+        return {"kind": "jsonl", "path": str(self.path), "column": ",".join(self.columns)}
 
 
 class Parquet:
-    """A .parquet file, one of whose columns holds text or lists of token ids.
+    """A .parquet file, some of whose columns are read; arguments as for ``JsonLines``.
 
     Raises:
         UserError: for a file that is not parquet, a missing column or one of another type.
     """
 
-    def __init__(self, path: Path, column: str = "text") -> None:
+    def __init__(self, path: Path, columns: Sequence[str] = ("text",), read: Reader = read_text) -> None:
         self.path = path
-        self.column = column
+        self.columns = columns
+        self.read = read
         with self._open() as file:
             schema = file.schema_arrow
-            if column not in schema.names:
-                raise missing_column(str(path), column, schema.names)
-            kind = schema.field(column).type
+            for column in columns:
+                if column not in schema.names:
+                    raise missing_column(str(path), column, schema.names)
+            kind = schema.field(columns[0]).type
             total = 0
             for group in range(file.metadata.num_row_groups):
                 part = file.metadata.row_group(group)
                 for index in range(part.num_columns):
-                    if part.column(index).path_in_schema.split(".")[0] == column:
+                    if part.column(index).path_in_schema.split(".")[0] in columns:
                         total += part.column(index).total_uncompressed_size
         text = _is_text(kind)
-        if not text and not _is_token_ids(kind):
+        if read is read_text and not text and not _is_token_ids(kind):
             raise UserError(
-                f"{path}: column {column!r} holds {kind}, expected text or lists of token ids; "
+                f"{path}: column {columns[0]!r} holds {kind}, expected text or lists of token ids; "
                 f"the columns are {', '.join(schema.names)}"
             )
         self._characters = total if text else None
@@ -209,11 +203,12 @@ class Parquet:
         row = 0
         with self._open() as file:
             try:
-                for batch in file.iter_batches(batch_size=256, columns=[self.column]):
-                    for cell in batch.column(0).to_pylist():
+                for batch in file.iter_batches(batch_size=256, columns=[*self.columns]):
+                    for values in batch.to_pylist():
                         row += 1
-                        place = f"{self.path}: row {row}: column {self.column!r}"
-                        yield cell_document(cell, f"{self.path.name}:{row}", place)
+                        place = f"{self.path}: row {row}: column {','.join(self.columns)!r}"
+                        cells = [values[column] for column in self.columns]
+                        yield self.read(cells, f"{self.path.name}:{row}", place)
             except (ArrowException, OSError) as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(f"{self.path}: damaged after row {row} ({reason})") from None
@@ -224,22 +219,7 @@ class Parquet:
 
     def describe(self) -> dict[str, Any]:
         """The file's name and the column that is read."""
-        return {"kind": "parquet", "path": str(self.path), "column": self.column}
-
-
-def cell_document(cell: object, name: str, place: str) -> Document:
-    """The document in one cell of a table; an absent one (``None``) is an empty text.
-
-    Raises:
-        UserError: for anything but text and lists of token ids; ``place`` says where.
-    """
-    if cell is None:
-        return Document(name, ("",))
-    if isinstance(cell, str):
-        return Document(name, (cell,))
-    if isinstance(cell, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in cell):
-        return Document(name, token_ids=cell)
-    raise UserError(f"{place} holds {_kind(cell)}, expected text or a list of token ids")
+        return {"kind": "parquet", "path": str(self.path), "column": ",".join(self.columns)}
 
 
 def file_fingerprint(path: Path) -> str:
@@ -258,32 +238,11 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def missing_column(place: str, column: str, present: Iterable[str]) -> UserError:
-    """The error for a column that is not there."""
-    names = ", ".join(str(name) for name in present) or "none"
-    return UserError(f"{place}: no column {column!r}; there are: {names}; choose one with --column")
-
-
 def _not_utf8(place: str, error: UnicodeDecodeError) -> UserError:
     byte = error.object[error.start]
     return UserError(
         f"{place}: not UTF-8 text (byte 0x{byte:02x}: {error.reason}); convert it to UTF-8 first"
     )
-
-
-def _kind(value: object) -> str:
-    """What a JSON or Arrow value is, in a user's words."""
-    if isinstance(value, bool):
-        return "a truth value"
-    if isinstance(value, (int, float)):
-        return "a number"
-    if isinstance(value, str):
-        return "a text"
-    if isinstance(value, list):
-        return "a list of other things" if value else "an empty list"
-    if isinstance(value, Mapping):
-        return "an object"
-    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def _is_text(kind: DataType) -> bool:

@@ -7,12 +7,12 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from outlierscope.corpus.documents import Document, cell_document, missing_column
+from outlierscope.corpus.document import Document, Reader, missing_column, read_text
 from outlierscope.corpus.media import Item
 from outlierscope.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 PREFIX = "hub:"
 
@@ -110,17 +110,17 @@ class HubRows:
             f"{PREFIX}{self.address.name}: no column holds {feature}; the columns are {names}; name one as COLUMN"
         )
 
-    def cells(self, column: str, start: int, rows: Any = None) -> Iterator[tuple[int, Any]]:
-        """Row numbers from 0 and contents of a column, from a row on; those before are not decoded.
+    def cells(self, columns: list[str], start: int, rows: Any = None) -> Iterator[tuple[int, list[Any]]]:
+        """Row numbers from 0 and contents of columns, from a row on; those before are not decoded.
 
         Raises:
             UserError: when the stream breaks off.
         """
         row = start
-        stream = iter((self.rows if rows is None else rows).select_columns(column).skip(start))
+        stream = iter((self.rows if rows is None else rows).select_columns(columns).skip(start))
         while True:
             try:
-                cell = next(stream)[column]
+                values = next(stream)
             except StopIteration:
                 return
             except Exception as error:  # as above
@@ -128,7 +128,7 @@ class HubRows:
                     f"{PREFIX}{self.address.name} broke off after row {row} ({_reason(error)}); "
                     "go on with --resume"
                 ) from error
-            yield row, cell
+            yield row, [values[column] for column in columns]
             row += 1
 
     def fingerprint(self, column: str) -> str:
@@ -148,12 +148,21 @@ class HubRows:
 
 
 class HubDocuments:
-    """A column of text or token ids, as documents."""
+    """Rows as documents.
 
-    def __init__(self, rows: HubRows, column: str) -> None:
-        rows.check(column)
+    Args:
+        rows: the data set.
+        columns: what is read of it.
+        read: makes a document of that.
+    """
+
+    def __init__(self, rows: HubRows, columns: Sequence[str], read: Reader = read_text) -> None:
+        for column in columns:
+            rows.check(column)
         self.rows = rows
-        self.column = column
+        self.columns = [*columns]
+        self.column = ",".join(columns)
+        self.read = read
 
     @property
     def characters(self) -> None:
@@ -165,9 +174,9 @@ class HubDocuments:
     def since(self, start: int) -> Iterator[Document]:
         """The documents from a row on."""
         name = self.rows.address.name
-        for row, cell in self.rows.cells(self.column, start):
+        for row, cells in self.rows.cells(self.columns, start):
             place = f"{PREFIX}{name}: row {row}: column {self.column!r}"
-            yield cell_document(cell, f"{name}:{row}", place)
+            yield self.read(cells, f"{name}:{row}", place)
 
     def fingerprint(self) -> str:
         """Of the address and the commit."""
@@ -200,7 +209,7 @@ class HubMedia:
 
     def items(self, start: int = 0) -> Iterator[Item]:
         """Rows by number."""
-        for row, cell in self.rows.cells(self.column, start, self._stored):
+        for row, (cell,) in self.rows.cells([self.column], start, self._stored):
             yield Item(f"row {row}", _file_bytes(cell))
 
     def fingerprint(self, wanted: int | None) -> str:  # noqa: ARG002  (the commit says it all)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from outlierscope.corpus.documents import Document
+from outlierscope.corpus.document import Document
 from outlierscope.errors import UserError
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from outlierscope.corpus.batching import Sampling
 from outlierscope.corpus.default import PythonReference
+from outlierscope.corpus.document import ChatReader, Reader, read_pair, read_text
 from outlierscope.corpus.documents import JsonLines, Parquet, TextFile
 from outlierscope.corpus.hub import PREFIX, HubAddress, HubDocuments, HubRows
 from outlierscope.corpus.iterables import GivenDocuments
@@ -53,6 +54,7 @@ def open_corpus(
     length: int | None = None,
     batch_size: int | None = None,
     bos: bool | None = None,
+    chat: bool = False,
     sample_every: int = 32,
 ) -> Corpus:
     """The corpus that ``data`` names, ready to be read.
@@ -70,11 +72,13 @@ def open_corpus(
         max_length: most tokens that the model's positions allow; ``None``: no limit.
         vocabulary_size: rows of the token embedding, to refuse ids beyond.
         text: one text given as such, instead of ``data``.
-        column: field of a .jsonl or column of a .parquet file; default ``text``.
+        column: field of a .jsonl or column of a .parquet file or data set; default ``text``, or ``messages`` with
+            ``chat``; two, with a comma between them, are read as pairs.
         tokens: stop at this many real tokens.
         length: tokens of a full window; default ``DEFAULT_LENGTH``, or ``max_length`` if that is less.
         batch_size: sequences of a batch; default as many as make ``BATCH_TOKENS`` tokens.
         bos: special tokens at the start of windows; see ``special_tokens``.
+        chat: read conversations, which go through the tokenizer's chat template; see ``ChatReader``.
         sample_every: compute the dear statistics on every so many batches, after the first ones; 1: on all.
 
     Raises:
@@ -87,7 +91,13 @@ def open_corpus(
     sampling = Sampling(every=sample_every)
     why = f" ({processor_problem})" if processor_problem else ""
     if kind in ("image", "audio"):
-        for option, value in {"--text": text, "--length": length, "--column": column, "--bos": bos}.items():
+        for option, value in {
+            "--text": text,
+            "--length": length,
+            "--column": column,
+            "--bos": bos,
+            "--chat": chat or None,
+        }.items():
             if value is not None:
                 raise UserError(f"{option} is for text models, and this model reads {MEDIA[kind]}")
     if kind == "image":
@@ -106,7 +116,11 @@ def open_corpus(
         raise UserError(
             f"--length {length} is more than the model's {max_length} positions; give at most that"
         )
-    source = _document_source(data, text, column)
+    if chat and bos is not None:
+        raise UserError(
+            "--bos/--no-bos: with --chat the chat template says which special tokens there are; leave it out"
+        )
+    source = _document_source(data, text, column, ChatReader(tokenizer) if chat else None)
     first = next(iter(source), None)
     if tokenizer is None and first is not None and first.token_ids is None:
         raise UserError(
@@ -124,6 +138,7 @@ def open_corpus(
         bos=bos,
         sampling=sampling,
         vocabulary_size=vocabulary_size,
+        chat_template=str(tokenizer.chat_template) if chat and tokenizer is not None else None,
     )
     next(corpus.batches())  # a corpus without tokens raises here
     return corpus
@@ -137,12 +152,17 @@ def _check_counts(**counts: int | None) -> None:
 
 
 def _document_source(
-    data: str | Path | Iterable[Any] | None, text: str | None, column: str | None
+    data: str | Path | Iterable[Any] | None, text: str | None, column: str | None, chat: ChatReader | None
 ) -> DocumentSource:
     suffix = Path(data).suffix.lower() if isinstance(data, (str, Path)) else None
     hub = isinstance(data, str) and data.startswith(PREFIX)
     if column is not None and not hub and suffix not in (".jsonl", ".parquet"):
         raise UserError(f"--column {column}: only .jsonl and .parquet files and data sets have columns")
+    given = not isinstance(data, (str, Path)) and data is not None
+    if chat and not hub and not given and suffix not in (".jsonl", ".parquet"):
+        raise UserError(
+            "--chat: only .jsonl and .parquet files and data sets hold conversations; give one as --data"
+        )
     if text is not None:
         return GivenDocuments([text], "--text")
     if data is None:
@@ -150,12 +170,32 @@ def _document_source(
     if isinstance(data, (str, Path)):
         if hub:
             address = HubAddress.parse(str(data))
-            return HubDocuments(HubRows(address), column or address.column or "text")
-        return _file_source(existing(data), column)
+            columns, read = _columns(column or address.column, chat)
+            return HubDocuments(HubRows(address), columns, read)
+        return _file_source(existing(data), *_columns(column, chat))
+    if chat:
+        conversations = (
+            chat([item], f"texts[{index}]", f"texts[{index}]").token_ids for index, item in enumerate(data)
+        )
+        return GivenDocuments(conversations)
     return GivenDocuments(data)
 
 
-def _file_source(path: Path, column: str | None) -> DocumentSource:
+def _columns(column: str | None, chat: ChatReader | None) -> tuple[tuple[str, ...], Reader]:
+    """The columns to read, and how.
+
+    >>> _columns("first,second", None)[0]
+    ('first', 'second')
+    """
+    if chat is not None:
+        return (column or "messages",), chat
+    columns = tuple((column or "text").split(","))
+    if len(columns) > 2 or not all(columns):
+        raise UserError(f"--column {column}: name one column, or two with a comma between them")
+    return columns, read_pair if len(columns) == 2 else read_text
+
+
+def _file_source(path: Path, columns: tuple[str, ...], read: Reader) -> DocumentSource:
     suffix = path.suffix.lower()
     if path.is_dir():
         raise UserError(
@@ -164,9 +204,9 @@ def _file_source(path: Path, column: str | None) -> DocumentSource:
     if suffix == ".txt":
         return TextFile(path)
     if suffix == ".jsonl":
-        return JsonLines(path, column or "text")
+        return JsonLines(path, columns, read)
     if suffix == ".parquet":
-        return Parquet(path, column or "text")
+        return Parquet(path, columns, read)
     if suffix in IMAGE_SUFFIXES + AUDIO_SUFFIXES:
         what = "picture" if suffix in IMAGE_SUFFIXES else "recording"
         raise UserError(

@@ -17,7 +17,7 @@ from outlierscope.corpus.documents import documents_from
 from outlierscope.corpus.iterables import GivenDocuments
 from outlierscope.corpus.token_classes import OTHER, class_table, text_classes, vocabulary_pieces
 from outlierscope.corpus.tokenization import SpecialTokens, space_rule, special_tokens
-from outlierscope.corpus.windows import LEAST_CONTENT, Window, content_windows, framed
+from outlierscope.corpus.windows import LEAST_CONTENT, Window, content_windows, framed, pair_window
 from outlierscope.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from outlierscope.corpus.batch import Cursor
-    from outlierscope.corpus.documents import Document, DocumentSource
+    from outlierscope.corpus.document import Document
+    from outlierscope.corpus.documents import DocumentSource
 
 _CHARACTERS_PER_TOKEN = 4
 
@@ -68,6 +69,7 @@ class TextCorpus:
             taken as they are, and get special tokens only with ``True``.
         sampling: on which batches the dear statistics are computed.
         vocabulary_size: rows of the model's token embedding; ids beyond are an error.
+        chat_template: what conversations went through, if they did.
 
     Raises:
         UserError: for a ``length`` that leaves no room for text, and while reading for whatever the readers
@@ -87,6 +89,7 @@ class TextCorpus:
         bos: bool | None = None,
         sampling: Sampling | None = None,
         vocabulary_size: int | None = None,
+        chat_template: str | None = None,
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
@@ -98,6 +101,7 @@ class TextCorpus:
         self.bos = bos
         self.sampling = sampling or Sampling()
         self.vocabulary_size = vocabulary_size
+        self.chat_template = chat_template
         self._tally = _Tally()
         if tokenizer is None:
             if bos:
@@ -169,6 +173,10 @@ class TextCorpus:
             self._tally = tally  # this reading is the one that came furthest
 
     def _document_windows(self, document: Document) -> Iterator[Window]:
+        if document.pair is not None:
+            whole = self.bos is not False
+            yield pair_window(document.name, document.pair, self.tokenizer, self.length, special=whole)
+            return
         special = self._special
         if document.token_ids is not None and not self.bos:
             special = SpecialTokens((), ())
@@ -193,6 +201,11 @@ class TextCorpus:
         inputs = {"input_ids": token_ids.where(real, self._pad)}
         if not real.all():
             inputs["attention_mask"] = real.long()
+        if any(window.segments is not None for window in windows):
+            segments = torch.zeros_like(token_ids)  # [B, T]
+            for row, window in enumerate(windows):
+                segments[row, : len(window.token_ids)] = torch.tensor(window.segments)
+            inputs["token_type_ids"] = segments
         return Batch(
             number=number,
             stack=self.stack,
@@ -230,6 +243,8 @@ class TextCorpus:
                 pass
         settings = {
             "source": self.source.fingerprint(),
+            "column": self.source.describe().get("column"),
+            "chat_template": self.chat_template,
             "vocabulary": hashlib.sha256("\n".join(self._pieces).encode()).hexdigest(),
             "special": asdict(self._special),
             "bos": self.bos,
@@ -249,6 +264,7 @@ class TextCorpus:
             "batch_size": self.batch_size,
             "tokens_wanted": self.tokens,
             "bos": self.bos,
+            "chat": self.chat_template is not None,
             "special_tokens_before": [self.token_text(token) for token in self._special.prefix],
             "special_tokens_after": [self.token_text(token) for token in self._special.suffix],
             # Whether long documents, tokenized piece by piece, have exactly the tokens of the whole.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from outlierscope.corpus.batch import Cursor
-    from outlierscope.corpus.documents import Document
+    from outlierscope.corpus.document import Document
     from outlierscope.corpus.tokenization import Join, SpecialTokens
 
 LEAST_CONTENT = 2
@@ -30,12 +30,14 @@ class Window:
         token_ids: the special tokens and the text's tokens.
         special_tokens: how many of them are special tokens that were put around the text.
         cursor: where reading goes on after it.
+        segments: for pairs, which of the two texts each token is of; ``None``: the tokenizer does not say.
     """
 
     document: str
     token_ids: list[int]
     special_tokens: int
     cursor: Cursor | None = None
+    segments: list[int] | None = None
 
 
 def content_windows(
@@ -70,6 +72,36 @@ def content_windows(
         del waiting[:start]
     if waiting:
         yield waiting
+
+
+def pair_window(
+    name: str,
+    pair: tuple[str, str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    length: int,
+    *,
+    special: bool,
+) -> Window:
+    """Two texts as the tokenizer puts them together; of too long ones the longer is cut, token by token.
+
+    Raises:
+        UserError: without a tokenizer, or where the length leaves no room for both texts.
+    """
+    if tokenizer is None:
+        raise UserError(f"{name} is text, but this model comes without a tokenizer; pairs need one")
+    added = tokenizer.num_special_tokens_to_add(pair=True) if special else 0
+    if length < added + 2:
+        raise UserError(f"--length {length} leaves no room for a pair; at least {added + 2} is needed here")
+    encoded = tokenizer(
+        *pair,
+        add_special_tokens=special,
+        truncation="longest_first",
+        max_length=length,
+        return_special_tokens_mask=False,
+        verbose=False,
+    )
+    ids: list[int] = encoded["input_ids"]
+    return Window(name, ids, added, segments=encoded.get("token_type_ids"))
 
 
 def framed(content: list[int], special: SpecialTokens) -> list[int]:

@@ -27,6 +27,7 @@ def corpus_for(
     *,
     text: str | None = None,
     column: str | None = None,
+    chat: bool = False,
 ) -> Corpus:
     """Open the data as the model can read it.
 
@@ -52,6 +53,7 @@ def corpus_for(
         vocabulary_size=getattr(embedding, "num_embeddings", None),
         text=text,
         column=column,
+        chat=chat,
         tokens=settings.tokens,
         length=_length(model, settings),
         batch_size=settings.batch_size,

@@ -72,6 +72,7 @@ def scan(
     *,
     text: str | None = None,
     column: str | None = None,
+    chat: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -86,7 +87,8 @@ def scan(
         model: what ``load`` or ``wrap`` returned.
         data: a file or folder, an iterable of texts or of lists of token ids; ``None`` for the embedded corpus.
         text: one given sequence instead of a corpus.
-        column: column of a .jsonl or .parquet file that holds the text.
+        column: column of a .jsonl or .parquet file that holds the text; two, with a comma, are read as pairs.
+        chat: read conversations through the tokenizer's chat template.
         out: folder of the scan; ``None`` keeps it in memory until ``Scan.save``.
         resume: go on with an unfinished scan in ``out``.
         overwrite: replace whatever scan ``out`` holds.
@@ -112,7 +114,7 @@ def scan(
     torch.manual_seed(settings.seed)
     listener("proving the anatomy", 0, None)
     anatomy = model.anatomy
-    corpus = corpus_for(model, settings, data, text=text, column=column)
+    corpus = corpus_for(model, settings, data, text=text, column=column, chat=chat)
     measurements = plan(anatomy, criteria, settings)
     identity = {
         **{name.replace("_", " "): value for name, value in settings.describe().items()},
