@@ -28,6 +28,8 @@ Examples:
   outlierscope scan bert-base-uncased --out runs/bert
   outlierscope scan ./my-checkpoint --data my.jsonl --tokens 200000
   outlierscope scan ./vit --data ./photographs
+  outlierscope scan ./wav2vec2 --data ./recordings
+  outlierscope scan ./my-chat-model --data hub:me/my-chats:train --chat
   outlierscope scan ./model-Q4_K_M.gguf              dequantized once, then kept in a cache
   outlierscope scan ./my-checkpoint --only weight    straight from the safetensors files
   outlierscope scan ./my-checkpoint --fail-on massive,six_sigma    exit code 3 when found

@@ -154,7 +154,9 @@ def test_pairs_are_what_the_tokenizer_makes_of_them(tmp_path, minilm_tokenizer):
 
 def test_long_pairs_are_cut_and_restarts_change_nothing(tmp_path, minilm_tokenizer):
     path = jsonl(tmp_path / "a.jsonl", *ROWS)
-    whole = list(open_pairs(path, minilm_tokenizer, length=12, batch_size=1).batches())
+    corpus = open_pairs(path, minilm_tokenizer, length=12, batch_size=1)
+    whole = list(corpus.batches())
+    assert corpus.describe()["pairs_cut"] == 2
     ids = whole[1].token_ids[0].tolist()
     assert len(ids) == 12
     assert [ids[0], ids[-1], ids.count(102)] == [101, 102, 2]

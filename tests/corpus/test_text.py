@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from outlierscope.corpus.batch import TEXT_CLASSES
 from outlierscope.corpus.batching import Sampling
+from outlierscope.corpus.context_text import context_text
 from outlierscope.corpus.documents import TextFile
 from outlierscope.corpus.iterables import GivenDocuments
-from outlierscope.corpus.text import TextCorpus, context_text
+from outlierscope.corpus.text import TextCorpus
 from outlierscope.corpus.tokenization import encode
 from outlierscope.errors import UserError
 from tests.corpus.conftest import SENTENCES

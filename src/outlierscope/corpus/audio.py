@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from outlierscope.corpus.audio_windows import AudioWindow, Tally
 from outlierscope.corpus.batch import AUDIO_CLASSES, Batch
 from outlierscope.corpus.batching import BATCH_TOKENS, Sampling
 from outlierscope.corpus.media import Decoded, Reached, nothing_decoded
@@ -31,55 +32,6 @@ LEAST_FRAMES = 2
 
 LEAST_SECONDS = 0.1
 """Windows shorter than this are dropped: feature extractors want some samples to begin with."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """A piece of a recording, as the model hears it.
-
-    Attributes:
-        name: the recording, and the second at which the piece starts.
-        samples: [N] float32.
-        features: [1, ...] float32, what the feature extractor made of it.
-        heard: frames that hear any of it.
-        frames: frames of the sequence, padding included.
-        tally: how far the reading had come with it.
-    """
-
-    name: str
-    samples: Samples
-    features: Tensor
-    heard: int
-    frames: int
-    tally: Tally
-
-
-@dataclass(frozen=True)
-class Tally:
-    """How far a reading has come.
-
-    Attributes:
-        before: what was read before the recording that the last window is of.
-        windows: windows of that recording, dropped ones included.
-        sequences: windows in all.
-        positions: their positions, padding excluded.
-        short: windows dropped because they were too short.
-    """
-
-    before: Reached
-    windows: int = 0
-    sequences: int = 0
-    positions: int = 0
-    short: int = 0
-
-    def cursor(self) -> Cursor:
-        """As plain values."""
-        return vars(self) | {"before": self.before.cursor()}
-
-    @classmethod
-    def at(cls, cursor: Cursor) -> Tally:
-        """The inverse of ``cursor``."""
-        return cls(**cursor | {"before": Reached.at(cursor["before"])})
 
 
 class AudioCorpus:
@@ -154,9 +106,9 @@ class AudioCorpus:
                 yield self._batch(number, first, group)
             number, first = number + 1, first + len(group)
 
-    def _groups(self, tally: Tally) -> Iterator[list[Window]]:
+    def _groups(self, tally: Tally) -> Iterator[list[AudioWindow]]:
         """Consecutive windows; of one length where the model is not told which frames are padding."""
-        group: list[Window] = []
+        group: list[AudioWindow] = []
         for window in self._windows(tally):
             alike = not group or self.layout.masked or window.features.shape == group[0].features.shape
             if len(group) == self.batch_size or not alike:
@@ -166,7 +118,7 @@ class AudioCorpus:
         if group:
             yield group
 
-    def _windows(self, tally: Tally) -> Iterator[Window]:
+    def _windows(self, tally: Tally) -> Iterator[AudioWindow]:
         layout = self.layout
         self._note(tally)
         if self._enough(tally):  # of a cursor at the end
@@ -201,7 +153,7 @@ class AudioCorpus:
         if (tally.sequences, tally.short) >= (self._furthest.sequences, self._furthest.short):
             self._furthest = tally  # this reading is the one that came furthest
 
-    def _window(self, name: str, start: int, samples: Samples) -> Window | None:
+    def _window(self, name: str, start: int, samples: Samples) -> AudioWindow | None:
         """The window, or ``None`` where it is too short."""
         layout = self.layout
         # Bands come one after the other, so that padding would lie between them.
@@ -220,7 +172,7 @@ class AudioCorpus:
         if heard < LEAST_FRAMES:
             return None
         seconds = start / layout.rate
-        return Window(f"{name} from {seconds:g} s", samples, features, heard, frames, Tally(Reached()))
+        return AudioWindow(f"{name} from {seconds:g} s", samples, features, heard, frames, Tally(Reached()))
 
     def _nothing_heard(self, tally: Tally) -> UserError:
         if not self._decoded.furthest.decoded:
@@ -231,7 +183,7 @@ class AudioCorpus:
             "give longer ones"
         )
 
-    def _batch(self, number: int, first: int, windows: list[Window]) -> Batch:
+    def _batch(self, number: int, first: int, windows: list[AudioWindow]) -> Batch:
         longest = max(window.frames for window in windows)
         positions = self.layout.positions(longest)
         heard = torch.tensor([[self.layout.positions(window.heard)] for window in windows])
@@ -266,14 +218,16 @@ class AudioCorpus:
         return inputs
 
     def fingerprint(self) -> str:
-        """SHA-256 over all names and sizes, the content of the recordings, and the settings."""
+        """SHA-256 over all names and sizes, the content of the recordings that may be read, and the settings."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        # How many recordings will be read depends on how long they are.
+        # Each gives one window or more, and each window its least number of frames.
+        least = self.layout.positions(LEAST_FRAMES)
+        wanted = None if self.tokens is None else -(-self.tokens // least)
         settings = {
-            "source": self.source.fingerprint(None),
+            "source": self.source.fingerprint(wanted),
             "extractor": json.loads(self.extractor.to_json_string()),
             "stack": self.stack,
             "layout": asdict(self.layout),

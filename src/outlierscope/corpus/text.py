@@ -13,6 +13,7 @@ import torch
 
 from outlierscope.corpus.batch import TEXT_CLASSES, Batch
 from outlierscope.corpus.batching import Sampling, gathered
+from outlierscope.corpus.context_text import context_text
 from outlierscope.corpus.documents import documents_from
 from outlierscope.corpus.iterables import GivenDocuments
 from outlierscope.corpus.token_classes import OTHER, class_table, text_classes, vocabulary_pieces
@@ -44,6 +45,7 @@ class _Tally:
         tokens: their tokens, special ones included.
         empty_documents: documents without any window.
         short_windows: windows dropped because they were too short.
+        cut_pairs: pairs that were longer than a window.
     """
 
     documents: int = 0
@@ -52,6 +54,7 @@ class _Tally:
     tokens: int = 0
     empty_documents: int = 0
     short_windows: int = 0
+    cut_pairs: int = 0
 
 
 class TextCorpus:
@@ -154,7 +157,12 @@ class TextCorpus:
                 if len(window.token_ids) - window.special_tokens < LEAST_CONTENT:
                     tally = replace(tally, short_windows=tally.short_windows + 1)
                     continue
-                tally = replace(tally, windows=tally.windows + 1, tokens=tally.tokens + len(window.token_ids))
+                tally = replace(
+                    tally,
+                    windows=tally.windows + 1,
+                    tokens=tally.tokens + len(window.token_ids),
+                    cut_pairs=tally.cut_pairs + window.cut,
+                )
                 self._note(tally)
                 yield replace(window, cursor=asdict(tally))
                 if self._enough(tally):
@@ -273,6 +281,7 @@ class TextCorpus:
             "documents": self._tally.documents,
             "empty_documents": self._tally.empty_documents,
             "short_windows_dropped": self._tally.short_windows,
+            "pairs_cut": self._tally.cut_pairs,
         }
 
     def token_text(self, token_id: int) -> str | None:
@@ -296,29 +305,3 @@ class TextCorpus:
             return self.tokens
         guess = max(1, characters // _CHARACTERS_PER_TOKEN)
         return guess if self.tokens is None else min(guess, self.tokens)
-
-
-def context_text(
-    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], position: int, reach: int = 8
-) -> str:
-    """The text around one token, which stands between « and », on one line.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        token_ids: [T] ids of the sequence; -1 for padding, which is left out.
-        position: index of the token.
-        reach: how many tokens to show on either side.
-    """
-
-    def text(stop: int) -> str:
-        ids = [token for token in token_ids[start:stop] if token >= 0]
-        return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-    start = max(0, position - reach)
-    before, until, whole = text(position), text(position + 1), text(position + 1 + reach)
-    # Decoded alone, a token would lose its space, or gain one; where it lies follows from what it adds.
-    here = until.removeprefix(before)
-    after = whole.removeprefix(until)
-    space = here[: len(here) - len(here.lstrip(" "))]
-    marked = here[len(space) :].replace("\n", "\\n") or space
-    return " ".join(f"{before}{space}«{marked}»{after}".split())

@@ -30,6 +30,7 @@ class Window:
         token_ids: the special tokens and the text's tokens.
         special_tokens: how many of them are special tokens that were put around the text.
         cursor: where reading goes on after it.
+        cut: whether it is a pair that had to be cut.
         segments: for pairs, which of the two texts each token is of; ``None``: the tokenizer does not say.
     """
 
@@ -37,6 +38,7 @@ class Window:
     token_ids: list[int]
     special_tokens: int
     cursor: Cursor | None = None
+    cut: bool = False
     segments: list[int] | None = None
 
 
@@ -101,7 +103,8 @@ def pair_window(
         verbose=False,
     )
     ids: list[int] = encoded["input_ids"]
-    return Window(name, ids, added, segments=encoded.get("token_type_ids"))
+    whole = sum(len(encode(tokenizer, text)) for text in pair) + added
+    return Window(name, ids, added, cut=whole > length, segments=encoded.get("token_type_ids"))
 
 
 def framed(content: list[int], special: SpecialTokens) -> list[int]:

@@ -23,7 +23,10 @@ def not_observed(
     rows: list[dict[str, Any]] = []
     if observed.left_out:
         rows.append(
-            {"what": observed.left_out, "why": "recordings reach the encoder; what decodes is not run"}
+            {
+                "what": observed.left_out,
+                "why": "only the encoder is fed with recordings and looked at; for the decoder's weights use --only weight",
+            }
         )
     if anatomy.proved is not True:
         rows.append({"what": "anatomy", "why": anatomy.reason or "no attention stack was found"})
