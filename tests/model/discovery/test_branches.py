@@ -9,7 +9,7 @@ from outlierscope.model.discovery.discover import discover
 from outlierscope.model.discovery.example_inputs import example_inputs
 from outlierscope.model.sites import Site
 from tests.model.discovery.test_discover import assert_near, read_sites
-from tests.model.families import GROUPED
+from tests.model.families import GROUPED, TEXT
 
 ADDED = ("attn_out", "cross_out", "mixer_out", "mlp_out", "side_out", "side_out_2", "side_out_3")
 MAMBA = {"mamba_d_state": 4, "mamba_dt_rank": 4, "mamba_expand": 2}
@@ -162,7 +162,7 @@ def test_a_block_may_begin_with_a_norm_of_the_residual_stream_itself():
     anatomy = discover(model)
     assert anatomy.proved is True, anatomy.reason
     identities = anatomy.stacks["decoder"].layers[0].identities
-    assert any(name.startswith("norm_input(resid") and "attn_out" not in name for name in identities)
+    assert "first_norm(resid_pre) = resid_pre" in identities
 
 
 MVP = BART | {"max_position_embeddings": 64, "use_prompt": False}
@@ -283,3 +283,44 @@ def test_attention_that_is_made_of_two_is_observed_as_a_mixer():
             "it attends 2 times, and only one attention has a place in a block"
         )
         assert "self_attn" in layer.taps["mixer_out"].module
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "stack"),
+    [
+        ("MambaModel", {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2}, "decoder"),
+        ("FNetModel", TEXT, "encoder"),
+    ],
+)
+def test_a_model_without_attention_is_observed_at_its_mixers(model, config, stack):
+    model = build(model, config)
+    anatomy = discover(model)
+    assert anatomy.proved is None
+    assert anatomy.reason == (
+        f"{type(model).__name__} has no attention; its mixers and residual stream are observed"
+    )
+    assert list(anatomy.stacks) == [stack]
+    inputs = example_inputs(model, seed=2)
+    for layer in anatomy.stacks[stack].layers:
+        assert layer.attention is None
+        sites = [Site(stack, layer.index, name) for name in ("resid_pre", "mixer_out", "resid_post")]
+        before, mixed, after = read_sites(model, anatomy, sites, inputs).values()
+        if stack == "decoder":
+            assert_near(after, before + mixed)
+        else:
+            assert mixed.shape == after.shape
+
+
+def test_attention_in_windows_that_returns_nothing_readable_is_a_mixer_beside_the_decoder():
+    """Longformer's kind pads its windows; its weights are no distribution over all keys."""
+    sizes = {
+        "attention_window": 8,
+        "max_encoder_position_embeddings": 64,
+        "max_decoder_position_embeddings": 64,
+    }
+    config = {key: value for key, value in BART.items() if key != "max_position_embeddings"} | sizes
+    anatomy = discover(build("LEDModel", config))
+    assert anatomy.proved is True, anatomy.reason
+    assert set(anatomy.stacks) == {"encoder", "decoder"}
+    for layer in anatomy.stacks["encoder"].layers:
+        assert layer.taps.keys() >= {"mixer_out", "mlp_out", "resid_mid"}

@@ -303,7 +303,6 @@ def test_hidden_states_changed_between_blocks_are_told():
     ("model", "config", "reason"),
     [
         ("ResNetModel", {"hidden_sizes": [8, 8], "depths": [1, 1], "embedding_size": 8}, "has no stack"),
-        ("MambaModel", {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 2}, "has no stack"),
     ],
 )
 def test_models_without_attention(model, config, reason):

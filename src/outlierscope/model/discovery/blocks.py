@@ -87,6 +87,29 @@ def record_whole(root: nn.Module, inputs: dict[str, Any], entry: str = "") -> Re
         return recording
 
 
+def find_lists_without_attention(root: nn.Module, recording: Recording) -> list[BlockList]:
+    """Lists of like modules that keep the shape of hidden states by token, none of which is seen to attend.
+
+    Whether they are blocks of a stack is for the proof to say.
+    """
+    attending = {call.module for call in recording.attention} | returning_modules(recording)
+    found = {}
+    for container, names in block_lists(root).items():
+        if any(_is_in(name, container) or _is_in(container, name) for name in attending):
+            continue
+        called = sorted(_calls_of(names, recording))
+        blocks = [
+            block for _, name, call in called if (block := _as_block(name, call, recording)) is not None
+        ]
+        kinds = [type(root.get_submodule(block.module)) for block in blocks]
+        by_token = all(recording.find(block.entrance).value.ndim == 3 for block in blocks)
+        if len(blocks) == len(called) and by_token and len(set(kinds)) < len(kinds):
+            found[container] = BlockList(container, _first_chain(blocks, recording), (), "returned")
+    return [
+        found[name] for name in found if not any(other != name and _is_in(name, other) for other in found)
+    ]
+
+
 def find_block_lists(root: nn.Module, recording: Recording) -> list[BlockList]:
     """The stacks of a model: lists of modules that keep the shape of hidden states, some of which attend."""
     registered = {call.module for call in recording.attention}

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from outlierscope.model.discovery.trial import Linear, Trial
 
 
+PROBED_TOKEN = 6
+"""Not the first token, which sees nothing else in a decoder, and none that a family pads its windows with."""
+
+
 def depends(origin: Node | None, on: Node | None, *, past: Node | None = None) -> bool:
     """Whether the tensor with graph node ``origin`` was computed from the one with graph node ``on``.
 
@@ -56,16 +60,32 @@ def mixes_tokens(trial: Trial, source: Passage, term: Passage) -> bool:
         return False
     hidden = trial.recording.find(trial.entrance).value
     batch, tokens = hidden.shape[0], hidden.shape[:-1].numel() // hidden.shape[0]
+    place = min(tokens // 2, PROBED_TOKEN)
     one = torch.zeros_like(term.value)
-    one.view(batch, tokens, -1)[-1, tokens // 2] = torch.linspace(
-        1.0, 2.0, hidden.shape[-1], device=one.device
-    )
+    one.view(batch, tokens, -1)[-1, place] = torch.linspace(1.0, 2.0, hidden.shape[-1], device=one.device)
     (gradient,) = torch.autograd.grad(
         GradientEdge(term.origin, 0), GradientEdge(source.origin, 0), grad_outputs=one, retain_graph=True
     )
     reached = gradient.reshape(batch, -1, source.value.shape[-1]).abs().amax(-1)  # [B, T or S]
-    reached[-1, min(tokens // 2, reached.shape[1] - 1)] = 0
+    reached[-1, min(place, reached.shape[1] - 1)] = 0
     return bool(reached.max() > 0)
+
+
+def sees_later_tokens(trial: Trial) -> bool:
+    """Whether what a block gives for the first half of the tokens depends on the hidden states of the others."""
+    entering, leaving = trial.recording.find(trial.entrance), trial.recording.find(trial.exit)
+    if entering.origin is None or leaving.origin is None:
+        return True
+    half = leaving.value.shape[1] // 2
+    first = torch.zeros_like(leaving.value)
+    first[:, :half] = torch.linspace(1.0, 2.0, first.shape[-1], device=first.device)
+    (gradient,) = torch.autograd.grad(
+        GradientEdge(leaving.origin, 0),
+        GradientEdge(entering.origin, 0),
+        grad_outputs=first,
+        retain_graph=True,
+    )
+    return bool(gradient[:, half:].abs().max() > 0)
 
 
 def _walk(origin: Node | None, stops: set[Node]) -> Iterable[Node]:

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from outlierscope.errors import ProofError
 from outlierscope.model.anatomy import Anatomy, LayerAnatomy, Matrix, StackAnatomy, Tap
-from outlierscope.model.discovery.blocks import Block, BlockList, find_block_lists
+from outlierscope.model.discovery.blocks import (
+    Block,
+    BlockList,
+    find_block_lists,
+    find_lists_without_attention,
+)
+from outlierscope.model.discovery.dataflow import sees_later_tokens
 from outlierscope.model.discovery.feeding import Fed, feed
 from outlierscope.model.discovery.layers import INNER_SITES, block_anatomy, is_causal
 from outlierscope.model.discovery.recording import returned_patterns
@@ -63,9 +69,19 @@ def _discover(module: nn.Module) -> Anatomy:
             stack, reason = _discover_stack(module, blocks, passed, taken=frozenset(stacks))
             stacks[stack.name] = stack
             reasons += [f"{stack.name}: {reason}"] if reason else []
-    if not stacks and not reasons:
-        return Anatomy({}, None, f"{type(module).__name__} has no stack of blocks that attend")
-    return Anatomy(stacks, not reasons, "; ".join(reasons))
+    attends = bool(stacks or reasons)
+    for passed in fed:
+        for blocks in find_lists_without_attention(module, passed.recording):
+            stack, reason = _discover_stack(module, blocks, passed, taken=frozenset(stacks))
+            # Other lists of like modules keep the shape of what passes them too: only a proof makes them blocks.
+            if not reason and any("mixer_out" in layer.taps for layer in stack.layers):
+                stacks[stack.name] = stack
+    if attends:
+        return Anatomy(stacks, not reasons, "; ".join(reasons))
+    name = type(module).__name__
+    if stacks:
+        return Anatomy(stacks, None, f"{name} has no attention; its mixers and residual stream are observed")
+    return Anatomy({}, None, f"{name} has no stack of blocks that attend")
 
 
 def _discover_stack(
@@ -221,7 +237,25 @@ def _stack_name(root: nn.Module, found: BlockList, whole: Recording) -> str:
         patterns = [call.pattern for call in whole.attention if call.module in found.attention]
     else:
         patterns = [p.value for p in returned_patterns(whole) if p.module in found.attention]
-    return "decoder" if any(is_causal(pattern) for pattern in patterns) else "encoder"
+    causal = (
+        any(is_causal(pattern) for pattern in patterns)
+        if found.attention
+        else _hides_later(root, found, whole)
+    )
+    return "decoder" if causal else "encoder"
+
+
+def _hides_later(root: nn.Module, found: BlockList, whole: Recording) -> bool:
+    """Whether the first of some blocks without attention computes nothing from later tokens."""
+    if not found.blocks:
+        return False
+    block = found.blocks[0]
+    try:
+        arguments = whole.arguments[block.module, 0]
+        trial = run_trial(root, block.module, block.entrance, block.exit, arguments, RandomParameters())
+    except ProofError:
+        return False
+    return not sees_later_tokens(trial)
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:

@@ -98,12 +98,8 @@ def prove_block(trial: Trial, proposal: Proposal) -> dict[str, float]:
         _same(recording.read(before), recording.find(addition.base).value, what)
         parts = {where: addition.base, **addition.terms}
         last = addition is proposal.additions[-1]
-        after = (
-            "resid_post"
-            if last
-            else residual_after(addition.terms) or f"resid + {' + '.join(addition.terms)}"
-        )
-        total = f"norm_input({after})" if addition.norms else after
+        after = "resid_post" if last else residual_after(addition.terms) or _unnamed(addition.terms)
+        total = f"norm_input({after})" if addition.norms and addition.terms else after
         name = f"{total} = {' + '.join(parts)}"
         errors[name] = prove_sum(
             name, recording.read(addition.total), {part: recording.read(tap) for part, tap in parts.items()}
@@ -115,6 +111,10 @@ def prove_block(trial: Trial, proposal: Proposal) -> dict[str, float]:
         name = f"{projection.role} projection = {projection.term}"
         errors[name] = _prove_projection(trial, proposal, projection, name)
     return errors
+
+
+def _unnamed(terms: Iterable[str]) -> str:
+    return f"resid + {' + '.join(terms)}" if terms else "first_norm(resid_pre)"
 
 
 def _prove_norms(trial: Trial, addition: Addition, after: str) -> None:
