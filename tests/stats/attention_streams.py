@@ -99,8 +99,8 @@ def observation(
         documents=[str(sequence.number) for sequence in sequences],
     )
     tokens = AttentionTokens(batch, torch.device("cpu"))
-    visibility = Visibility.from_rule(tokens, causal=sequences[0].causal, window=None)
-    reduction = AttentionReduction(SITE, tokens, visibility, heads)
+    visibility = Visibility.from_rule(tokens, tokens, causal=sequences[0].causal, window=None)
+    reduction = AttentionReduction(SITE, tokens, tokens, visibility, heads)
     half = length // 2
     for row in range(count):
         for queries in (slice(0, half), slice(half, length)):

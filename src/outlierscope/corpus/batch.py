@@ -26,7 +26,10 @@ Cursor = dict[str, Any]
 
 @dataclass
 class Batch:
-    """One forward pass: inputs and the identity of every token.
+    """One forward pass: inputs and the identity of every token of every stack that it feeds.
+
+    The fields speak of one stack. Where the pass feeds more of them (the decoder of an encoder-decoder), each
+    has a batch of the same sequences of its own in ``further``: ask ``of`` for the one of a stack.
 
     Attributes:
         number: index of the batch in the whole corpus, from 0, whatever the number of processes.
@@ -40,6 +43,7 @@ class Batch:
         documents: where each sequence came from, for messages ("my.jsonl:17", a picture's file name).
         dear: whether the dear statistics (full patterns, histograms, medians) are computed on this batch.
         cursor: where the corpus goes on after this batch.
+        further: the same sequences in further stacks that ``inputs`` feed; these have no inputs of their own.
     """
 
     number: int
@@ -53,6 +57,16 @@ class Batch:
     documents: list[str]
     dear: bool = True
     cursor: Cursor | None = None
+    further: tuple[Batch, ...] = ()
+
+    @property
+    def views(self) -> tuple[Batch, ...]:
+        """The tokens of every stack that is fed, this one's first."""
+        return (self, *self.further)
+
+    def of(self, stack: str) -> Batch | None:
+        """The tokens of a stack; ``None`` where the pass does not feed it."""
+        return next((view for view in self.views if view.stack == stack), None)
 
     @property
     def tokens(self) -> int:
@@ -93,4 +107,5 @@ class Batch:
             documents=self.documents[rows],
             dear=self.dear,
             cursor=self.cursor,
+            further=tuple(view.take(rows) for view in self.further),
         )

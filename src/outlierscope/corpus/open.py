@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from outlierscope.corpus.corpus import Corpus
     from outlierscope.corpus.documents import DocumentSource
     from outlierscope.corpus.open_media import Hearing, Sight
+    from outlierscope.corpus.writer import Writer
 
 DEFAULT_LENGTH = 512
 """Tokens of a window, or what the model allows if that is less."""
@@ -48,6 +49,7 @@ def open_corpus(
     processor_problem: str = "",
     max_length: int | None = None,
     vocabulary_size: int | None = None,
+    writer: Writer | None = None,
     text: str | None = None,
     column: str | None = None,
     tokens: int | None = None,
@@ -71,6 +73,7 @@ def open_corpus(
         processor_problem: why it comes without what is needed, for messages.
         max_length: most tokens that the model's positions allow; ``None``: no limit.
         vocabulary_size: rows of the token embedding, to refuse ids beyond.
+        writer: for text, the decoder that gets it as well.
         text: one text given as such, instead of ``data``.
         column: field of a .jsonl or column of a .parquet file or data set; default ``text``, or ``messages`` with
             ``chat``; two, with a comma between them, are read as pairs.
@@ -139,6 +142,7 @@ def open_corpus(
         sampling=sampling,
         vocabulary_size=vocabulary_size,
         chat_template=str(tokenizer.chat_template) if chat and tokenizer is not None else None,
+        writer=writer,
     )
     next(corpus.batches())  # a corpus without tokens raises here
     return corpus

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from outlierscope.corpus.batch import Cursor
     from outlierscope.corpus.document import Document
     from outlierscope.corpus.documents import DocumentSource
+    from outlierscope.corpus.writer import Writer
 
 _CHARACTERS_PER_TOKEN = 4
 
@@ -73,6 +74,7 @@ class TextCorpus:
         sampling: on which batches the dear statistics are computed.
         vocabulary_size: rows of the model's token embedding; ids beyond are an error.
         chat_template: what conversations went through, if they did.
+        writer: the decoder that gets the same text, where ``stack`` is the encoder of an encoder-decoder.
 
     Raises:
         UserError: for a ``length`` that leaves no room for text, and while reading for whatever the readers
@@ -93,6 +95,7 @@ class TextCorpus:
         sampling: Sampling | None = None,
         vocabulary_size: int | None = None,
         chat_template: str | None = None,
+        writer: Writer | None = None,
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
@@ -105,6 +108,7 @@ class TextCorpus:
         self.sampling = sampling or Sampling()
         self.vocabulary_size = vocabulary_size
         self.chat_template = chat_template
+        self.writer = writer
         self._tally = _Tally()
         if tokenizer is None:
             if bos:
@@ -214,7 +218,7 @@ class TextCorpus:
             for row, window in enumerate(windows):
                 segments[row, : len(window.token_ids)] = torch.tensor(window.segments)
             inputs["token_type_ids"] = segments
-        return Batch(
+        batch = Batch(
             number=number,
             stack=self.stack,
             inputs=inputs,
@@ -227,6 +231,21 @@ class TextCorpus:
             dear=self.sampling.dear(number, first),
             cursor=windows[-1].cursor,
         )
+        return batch if self.writer is None else self._with_writer(batch, self.writer)
+
+    def _with_writer(self, batch: Batch, writer: Writer) -> Batch:
+        written = writer.shifted(batch.token_ids)  # [B, T]
+        inputs = {"decoder_input_ids": written.where(batch.real, self._pad)}
+        if "attention_mask" in batch.inputs:
+            inputs["decoder_attention_mask"] = batch.real.long()
+        tokens = replace(
+            batch,
+            stack=writer.stack,
+            inputs={},
+            token_ids=written,
+            classes=text_classes(written, self._table),
+        )
+        return replace(batch, inputs=batch.inputs | inputs, further=(tokens,))
 
     def _checked(self, window: Window) -> Tensor:
         token_ids = torch.tensor(window.token_ids, dtype=torch.int64)  # [T]
@@ -257,6 +276,7 @@ class TextCorpus:
             "special": asdict(self._special),
             "bos": self.bos,
             "stack": self.stack,
+            "writer": None if self.writer is None else self.writer.stack,
             "length": self.length,
             "batch_size": self.batch_size,
             "tokens": self.tokens,
@@ -271,6 +291,7 @@ class TextCorpus:
             "length": self.length,
             "batch_size": self.batch_size,
             "tokens_wanted": self.tokens,
+            "shifted_right": None if self.writer is None else self.writer.stack,
             "bos": self.bos,
             "chat": self.chat_template is not None,
             "special_tokens_before": [self.token_text(token) for token in self._special.prefix],

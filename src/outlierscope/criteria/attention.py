@@ -9,6 +9,7 @@ from outlierscope.criteria.criterion import NotApplied, Requirement
 from outlierscope.criteria.finding import Finding
 from outlierscope.criteria.located import class_name, sampling
 from outlierscope.model.attention.visibility import CORNER
+from outlierscope.model.sites import PATTERNS
 from outlierscope.stats import systematic_attention
 from outlierscope.stats.attention_flags import AttentionFlags
 from outlierscope.stats.positions import EXACT, bucket_names
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from outlierscope.criteria.criterion import Evidence
     from outlierscope.criteria.finding import Kind
     from outlierscope.model.sites import Site
-
-PATTERN = ("pattern",)
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class SystematicAttention:
     def requires(self) -> Iterable[Requirement]:
         """The keys that pass, all received mass, and the joint flags of the first sequences."""
         return (
-            Requirement(PATTERN, self._stat),
-            Requirement(PATTERN, ReceivedMass),
-            Requirement(PATTERN, lambda: AttentionFlags(self.ratio, self.shortest)),
+            Requirement(PATTERNS, self._stat),
+            Requirement(PATTERNS, ReceivedMass),
+            Requirement(PATTERNS, lambda: AttentionFlags(self.ratio, self.shortest)),
         )
 
     def findings(self, evidence: Evidence) -> Iterable[Finding | NotApplied]:
@@ -61,7 +60,7 @@ class SystematicAttention:
         name = self._stat().name
         stats = {
             site: stat
-            for site in evidence.anatomy.sites(*PATTERN)
+            for site in evidence.anatomy.sites(*PATTERNS)
             if (stat := evidence.stat(site, name)) is not None
         }
         judged = {site: stat for site, stat in stats.items() if stat.sequences}
@@ -149,7 +148,7 @@ class Sink:
 
     def requires(self) -> Iterable[Requirement]:
         """Sink rates at the usual thresholds and at this one."""
-        return (Requirement(PATTERN, self.stat),)
+        return (Requirement(PATTERNS, self.stat),)
 
     def stat(self) -> SinkRates:
         """An empty Stat that counts at ``epsilon``."""
@@ -158,7 +157,7 @@ class Sink:
     def judged(self, evidence: Evidence) -> dict[Site, SinkRates]:
         """Sink rates of the layers with enough sequences."""
         name = self.stat().name
-        found = {site: evidence.stat(site, name) for site in evidence.anatomy.sites(*PATTERN)}
+        found = {site: evidence.stat(site, name) for site in evidence.anatomy.sites(*PATTERNS)}
         return {
             site: stat
             for site, stat in found.items()
@@ -170,7 +169,7 @@ class Sink:
         name = self.stat().name
         stats = [
             stat
-            for site in evidence.anatomy.sites(*PATTERN)
+            for site in evidence.anatomy.sites(*PATTERNS)
             if (stat := evidence.stat(site, name)) is not None
         ]
         if not stats or self.judged(evidence):

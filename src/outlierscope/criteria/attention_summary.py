@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
-from outlierscope.criteria.attention import PATTERN, Sink
+from outlierscope.criteria.attention import Sink
+from outlierscope.model.sites import PATTERNS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,20 +22,22 @@ FEW = 0.1
 
 @dataclass(frozen=True)
 class AttentionSummary:
-    """The heads of one stack.
+    """The heads of one stack, or those of its cross attention.
 
     Attributes:
         stack: name of the stack.
+        site: ``pattern`` or ``cross_pattern``.
         heads: heads whose sinks were judged.
         sinks: heads that the rule ``sink`` reports.
         no_ops: heads that the rule ``no_op_head`` reports.
         first_token_rate: share of (layer, head) with a sink on the first token, averaged over sequences, at
             epsilon 0.3 (Gu et al. 2024); ``None`` when nothing was judged.
         strongest: the sink rows with the largest mean alpha, at most three.
-        usual: whether that is usual, in words that name the source.
+        usual: whether that is usual, in words that name the source; empty where no source tells.
     """
 
     stack: str
+    site: str
     heads: int
     sinks: int
     no_ops: int
@@ -45,7 +49,7 @@ class AttentionSummary:
 def summarize_attention(
     evidence: Evidence, findings: Sequence[Finding], sink: Sink | None = None
 ) -> list[AttentionSummary]:
-    """One summary per stack whose attention was judged.
+    """One summary per stack and kind of attention that was judged.
 
     Args:
         evidence: of the scan.
@@ -55,13 +59,13 @@ def summarize_attention(
     sink = sink or Sink()
     judged = sink.judged(evidence)
     summaries = []
-    for stack in evidence.anatomy.stacks:
+    for stack, name in product(evidence.anatomy.stacks, PATTERNS):
         stats = {
             site: judged[site]
-            for site in evidence.anatomy.sites(*PATTERN)
+            for site in evidence.anatomy.sites(name)
             if site.stack == stack and site in judged
         }
-        rows = [row for row in findings if row.stack == stack]
+        rows = [row for row in findings if (row.stack, row.site) == (stack, name)]
         sinks = [row for row in rows if row.criterion == "sink"]
         heads = sum(len(stat.largest_alpha) for stat in stats.values())
         rate = None
@@ -75,12 +79,13 @@ def summarize_attention(
         summaries.append(
             AttentionSummary(
                 stack=stack,
+                site=name,
                 heads=heads,
                 sinks=len(sinks),
                 no_ops=sum(row.criterion == "no_op_head" for row in rows),
                 first_token_rate=rate,
                 strongest=tuple(sorted(sinks, key=lambda row: -(row.value or 0.0))[:3]),
-                usual=_usual(sinks, heads, rate, causal=causal),
+                usual=_usual(sinks, heads, rate, causal=causal) if name == "pattern" else "",
             )
         )
     return [summary for summary in summaries if summary.heads]

@@ -28,9 +28,10 @@ def dim_to_head(dim: int, head_dim: int) -> int:
 def head_of(evidence: Evidence, site: Site, dim: int) -> int | None:
     """Head of a dim of ``z`` or ``cross_z``; ``None`` at other sites, whose dims are no head's own."""
     layer = evidence.anatomy.layer(site)
-    if site.name not in ("z", "cross_z") or layer is None or layer.attention is None:
+    if site.name not in ("z", "cross_z") or layer is None:
         return None
-    return dim_to_head(dim, layer.attention.head_dim)
+    attention = layer.attention if site.name == "z" else layer.cross_attention
+    return None if attention is None else dim_to_head(dim, attention.head_dim)
 
 
 def head_of_same_index(evidence: Evidence, site: Site, dim: int, width: int) -> int | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from outlierscope.criteria.attention import PATTERN, Sink
+from outlierscope.criteria.attention import Sink
 from outlierscope.criteria.criterion import NotApplied, Requirement
 from outlierscope.criteria.finding import Finding
 from outlierscope.criteria.located import class_name, sampling
 from outlierscope.model.attention.observation import low_information
+from outlierscope.model.sites import PATTERNS
 from outlierscope.stats.heads import Heads
 
 if TYPE_CHECKING:
@@ -54,13 +55,13 @@ class NoOpHead:
 
     def requires(self) -> Iterable[Requirement]:
         """The figures of every head."""
-        return (Requirement(PATTERN, self._stat),)
+        return (Requirement(PATTERNS, self._stat),)
 
     def findings(self, evidence: Evidence) -> Iterable[Finding | NotApplied]:
         """Rows with the largest share of idle queries first; a ``NotApplied`` where it cannot be judged."""
         name = self._stat().name
         measured = [
-            (site, stat) for site in evidence.anatomy.sites(*PATTERN) if (stat := evidence.stat(site, name))
+            (site, stat) for site in evidence.anatomy.sites(*PATTERNS) if (stat := evidence.stat(site, name))
         ]
         if not measured:
             return []

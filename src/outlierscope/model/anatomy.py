@@ -106,10 +106,10 @@ class LayerAnatomy:
     missing: dict[str, str] = field(default_factory=dict)
     identities: dict[str, float] = field(default_factory=dict)
 
-    def observed_attention(self) -> set[str]:
+    def attentions(self) -> dict[str, AttentionPlace]:
         """``pattern`` and ``cross_pattern`` where the block attends: an attention observer sees them, not a tap."""
         places = {"pattern": self.attention, "cross_pattern": self.cross_attention}
-        return {name for name, place in places.items() if place is not None}
+        return {name: place for name, place in places.items() if place is not None}
 
 
 @dataclass
@@ -180,7 +180,7 @@ class Anatomy:
         for stack in self.stacks.values():
             candidates = [(None, name) for name in stack.taps.keys() | stack.aliases.keys()]
             for layer in stack.layers:
-                names_of_layer = layer.taps.keys() | layer.aliases.keys() | layer.observed_attention()
+                names_of_layer = layer.taps.keys() | layer.aliases.keys() | layer.attentions().keys()
                 candidates += [(layer.index, name) for name in names_of_layer]  # type: ignore[misc]
             found += [
                 Site(stack.name, index, name) for index, name in candidates if not names or name in names

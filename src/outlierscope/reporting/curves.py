@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from outlierscope.criteria.idle_heads import head_figures
 from outlierscope.criteria.summaries import model_summary, site_summary
-from outlierscope.model.sites import LAYER_SITES
+from outlierscope.model.sites import LAYER_SITES, PATTERNS
 from outlierscope.scanning.plan import LAYER_CURVES
 from outlierscope.stats.heads import Heads
 from outlierscope.stats.magnitudes import FIGURES, TopMagnitudes
@@ -107,7 +107,7 @@ def head_rows(scan: Scan) -> list[Row]:
     """
     evidence = scan.evidence
     rows = []
-    for site in evidence.anatomy.sites("pattern"):
+    for site in evidence.anatomy.sites(*PATTERNS):
         # By type: names of these statistics follow the thresholds of the rules, these figures do not.
         stats = evidence.measurements.at(evidence.anatomy.canonical(site))
         heads = next((stat for stat in stats if isinstance(stat, Heads) and stat.queries), None)
@@ -120,6 +120,7 @@ def head_rows(scan: Scan) -> list[Row]:
                 {
                     "stack": site.stack,
                     "layer": site.layer,
+                    "site": site.name,
                     "head": head,
                     **{figure: _finite(figures[figure]) for figure in HEAD_FIGURES},
                     "mean_largest_alpha": _finite(largest),

@@ -20,25 +20,30 @@ def head_lines(scan: Scan, summaries: list[AttentionSummary]) -> list[str]:
     """How many heads do nothing, on which tokens, and whether that is usual."""
     if "attention" not in scan.manifest["settings"]["only"]:
         return []
-    lines = [line for summary in summaries for line in sentences(summary)]
+    several = len(summaries) > 1
+    lines = [line for summary in summaries for line in sentences(summary, named=several)]
     if lines:
         return lines
     reasons = [row["why"] for row in scan.manifest["not_observed"] if row["what"] in ("sink", "no_op_head")]
     return [f"not judged: {reasons[0]}" if reasons else "no attention was observed"]
 
 
-def sentences(summary: AttentionSummary) -> list[str]:
-    """One stack's heads in sentences."""
+def sentences(summary: AttentionSummary, *, named: bool = False) -> list[str]:
+    """One stack's heads in sentences, which name the stack where there are several."""
+    where = (
+        f"{summary.stack}'s cross attention: " if summary.site == "cross_pattern" else f"{summary.stack}: "
+    )
     lines = [
-        f"attention sinks: {summary.sinks} of {counted(summary.heads, 'head')}; no-op heads: {summary.no_ops}"
+        (where if named else "")
+        + f"attention sinks: {summary.sinks} of {counted(summary.heads, 'head')}; no-op heads: {summary.no_ops}"
         + (f" ({summary.usual})" if summary.usual else "")
     ]
     if summary.strongest:
-        named = [
+        heads = [
             f"layer {row.layer} head {row.head} gives {row.value or 0:.2f} to {_key(row)}"
             for row in summary.strongest
         ]
-        lines.append("strongest: " + ", ".join(named))
+        lines.append("strongest: " + ", ".join(heads))
     return lines
 
 
@@ -49,10 +54,11 @@ def _key(row: Finding) -> str:
 
 
 def attention_figures(summaries: list[AttentionSummary]) -> list[dict[str, Any]]:
-    """The same in numbers, one entry per stack."""
+    """The same in numbers, one entry per stack and kind of attention."""
     return [
         {
             "stack": summary.stack,
+            "site": summary.site,
             "heads": summary.heads,
             "sink_heads": summary.sinks,
             "no_op_heads": summary.no_ops,
@@ -64,7 +70,7 @@ def attention_figures(summaries: list[AttentionSummary]) -> list[dict[str, Any]]
 
 
 def attention_summaries(scan: Scan) -> list[AttentionSummary]:
-    """One per stack whose attention was asked for and judged."""
+    """One per stack and kind of attention that was asked for and judged."""
     if "attention" not in scan.manifest["settings"]["only"]:
         return []
     criteria = choose_criteria(("attention",), scan.manifest["settings"]["thresholds"])

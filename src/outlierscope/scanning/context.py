@@ -23,7 +23,9 @@ def add_contexts(findings: list[Finding], corpus: Corpus) -> None:
             return
         for row, sequence in enumerate(batch.sequence_ids.tolist()):
             for finding in wanted.pop(sequence, []):
-                finding.context = corpus.context(batch, row, int(finding.position or 0))
+                finding.context = corpus.context(
+                    batch.of(str(finding.stack)) or batch, row, int(finding.position or 0)
+                )
 
 
 def add_places(findings: list[Finding], corpus: Corpus) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 READERS = {
     "attn_in": ("q", "k", "v", "qkv"),
     "z": ("o",),
+    "cross_z": ("cross_o",),
     "mlp_in": ("gate", "up", "gate_up"),
     "mlp_post": ("down",),
 }
@@ -75,8 +76,9 @@ class ScanEvidence:
 
 
 def _producer(layer: LayerAnatomy, name: str) -> str:
-    if name in ("q", "k", "v", "pattern") and layer.attention:
-        return layer.attention.module
+    attention = layer.cross_attention if name.startswith("cross_") else layer.attention
+    if name.removeprefix("cross_") in ("q", "k", "v", "pattern") and attention:
+        return attention.module
     tap = layer.taps.get(name)
     # A residual stream has no module of its own: the block is what a skip list can name.
     if tap is None or name.startswith("resid"):

@@ -40,26 +40,29 @@ def collect_examples(
     """
     batch = _first_sequences(corpus, 1 if single else SEQUENCES)
     picked = pick_heads(findings)
-    rows = [batch.rows(row) for row in range(len(batch.sequence_ids))]
-    lengths = [row.stop - row.start for row in rows]
-    tensors = {
-        "ids": torch.cat([batch.token_ids[index, row] for index, row in enumerate(rows)]),
-        "offsets": torch.tensor([0, *lengths]).cumsum(0),
-        "sequences": batch.sequence_ids,
-    }
+    tensors = {"sequences": batch.sequence_ids}
+    for view in batch.views:
+        rows = [view.rows(row) for row in range(len(view.sequence_ids))]
+        prefix = "" if view is batch else f"{view.stack}."
+        tensors[f"{prefix}ids"] = torch.cat([view.token_ids[index, row] for index, row in enumerate(rows)])
+        tensors[f"{prefix}offsets"] = torch.tensor([0, *(row.stop - row.start for row in rows)]).cumsum(0)
     if "pixel_values" in batch.inputs:
         tensors["images"] = batch.inputs["pixel_values"].half()
 
     def keep(heads: HeadTensors) -> None:
         groups = heads.query.shape[1] // heads.key.shape[1]
+        prefix = heads.site.name.removesuffix("pattern")  # of the names of cross attention
         for head in picked.get(heads.site, ()):
-            for name, tensor, index in (
-                ("q", heads.query, head),
-                ("k", heads.key, head // groups),
-                ("v", heads.value, head // groups),
+            for name, tensor, index, tokens in (
+                ("q", heads.query, head, heads.queries),
+                ("k", heads.key, head // groups, heads.keys),
+                ("v", heads.value, head // groups, heads.keys),
             ):
-                real = [tensor[sequence, index, row] for sequence, row in enumerate(rows)]  # each [T, d_head]
-                key = f"{heads.site.stack}.{heads.site.layer}.{head}.{name}"
+                sequences = range(len(tensor))
+                real = [
+                    tensor[sequence, index, tokens.rows(sequence)] for sequence in sequences
+                ]  # each [T, d_head]
+                key = f"{heads.site.stack}.{heads.site.layer}.{head}.{prefix}{name}"
                 tensors[key] = torch.cat(real).float().cpu()
 
     if picked:
@@ -73,7 +76,7 @@ def collect_examples(
 def pick_heads(findings: list[Finding]) -> dict[Site, list[int]]:
     """The first few heads that findings name, by the ``pattern`` of their layer."""
     named = dict.fromkeys(
-        (Site(str(finding.stack), finding.layer, "pattern"), finding.head)
+        (Site(str(finding.stack), finding.layer, str(finding.site)), finding.head)
         for finding in findings
         if finding.kind == "attention" and finding.head is not None
     )

@@ -10,12 +10,14 @@ from outlierscope.corpus.open import DEFAULT_LENGTH, open_corpus
 from outlierscope.corpus.open_media import Sight
 from outlierscope.errors import UserError
 from outlierscope.scanning.listening import hearing
+from outlierscope.scanning.writing import writer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from outlierscope.corpus.corpus import Corpus
+    from outlierscope.model.anatomy import StackAnatomy
     from outlierscope.model.observed import ObservedModel
     from outlierscope.scanning.settings import ScanSettings
 
@@ -34,9 +36,11 @@ def corpus_for(
     Raises:
         UserError: for data that do not fit the model, and for a model without transformer blocks.
     """
-    stack = next(iter(model.anatomy.stacks.values()), None)
-    if stack is None:
+    stacks = list(model.anatomy.stacks.values())
+    if not stacks:
         raise UserError(f"{model.name}: {model.anatomy.reason or 'no stack of transformer blocks was found'}")
+    # Text enters where no stack is read by cross attention: an encoder-decoder's encoder.
+    stack = next((stack for stack in stacks if not _reads_another(stack)), stacks[0])
 
     reads = model.kind == "text"  # models that hear have no such method that works
     embedding = getattr(model.module, "get_input_embeddings", lambda: None)() if reads else None
@@ -51,6 +55,7 @@ def corpus_for(
         processor_problem=model.processor_problem,
         max_length=model.max_length,
         vocabulary_size=getattr(embedding, "num_embeddings", None),
+        writer=writer_of(model, stack) if model.kind == "text" else None,
         text=text,
         column=column,
         chat=chat,
@@ -60,6 +65,11 @@ def corpus_for(
         bos=settings.bos,
         sample_every=1 if settings.exact else settings.sample_every,
     )
+
+
+def _reads_another(stack: StackAnatomy) -> bool:
+    """Whether some block of a stack attends to another stack."""
+    return any(layer.cross_attention is not None for layer in stack.layers)
 
 
 def _length(model: ObservedModel, settings: ScanSettings) -> int | None:

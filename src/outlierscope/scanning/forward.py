@@ -10,6 +10,7 @@ import torch
 
 from outlierscope.errors import UserError
 from outlierscope.model.attention.observer import AttentionObserver
+from outlierscope.model.sites import PATTERNS
 from outlierscope.model.taps import Taps
 from outlierscope.stats.observation import Observation
 
@@ -46,9 +47,9 @@ class TappedModel:
         sites = {site for site, _ in self._template}
         module, anatomy = self._observed.module, self._observed.anatomy
         self._exit.enter_context(
-            Taps(module, anatomy, [site for site in sites if site.name != "pattern"], self._tensor)
+            Taps(module, anatomy, [site for site in sites if site.name not in PATTERNS], self._tensor)
         )
-        patterns = {site for site in sites if site.name == "pattern"}
+        patterns = {site for site in sites if site.name in PATTERNS}
         self._attention = (
             AttentionObserver(module, anatomy, self._pattern, sites=patterns) if patterns else None
         )
@@ -99,7 +100,9 @@ class TappedModel:
     def _tensor(self, site: Site, tensor: Tensor) -> None:
         assert self._batch is not None  # noqa: S101  (taps fire within a pass only)
         assert self._fresh is not None  # noqa: S101
-        observation = Observation(site, tensor, self._batch, self._scratch)
+        tokens = self._batch.of(site.stack)
+        assert tokens is not None  # noqa: S101  (the plan names stacks that are fed)
+        observation = Observation(site, tensor, tokens, self._scratch)
         self._update(site, observation)
 
     def _pattern(self, observation: AttentionObservation) -> None:

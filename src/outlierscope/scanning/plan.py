@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from outlierscope.criteria.criterion import Requirement
 from outlierscope.errors import UserError
-from outlierscope.model.sites import ALL_SITES
+from outlierscope.model.sites import ALL_SITES, PATTERNS
 from outlierscope.scanning.settings import DEFAULT_SITES
 from outlierscope.stats.extremes import Extremes
 from outlierscope.stats.histogram import LogHistogram, TokenAbsmax
@@ -42,7 +42,7 @@ def plan(anatomy: Anatomy, criteria: Iterable[Criterion], settings: ScanSettings
         requirements += [Requirement(settings.sites, make) for make in EVERYWHERE]
         requirements.append(Requirement(LAYER_CURVES, TopMagnitudes))
     requirements += [requirement for criterion in criteria for requirement in criterion.requires()]
-    allowed = set(settings.sites) | {"pattern"}
+    allowed = set(settings.sites) | set(PATTERNS)
     for requirement in requirements:
         names = [name for name in requirement.sites if name in allowed]
         # No name at all would mean every site.
@@ -62,7 +62,7 @@ def _check_choice(anatomy: Anatomy, settings: ScanSettings) -> None:
             raise UserError(f"--layers: there is no layer {layer}; this model has layers 0 to {layers - 1}")
     if settings.sites == DEFAULT_SITES:
         return
-    observed = {site.name for site in anatomy.sites()} - {"pattern"}
+    observed = {site.name for site in anatomy.sites()} - set(PATTERNS)
     for name in settings.sites:
         if name not in observed:
             known = ", ".join(site for site in ALL_SITES if site in observed)

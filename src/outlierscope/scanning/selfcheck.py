@@ -10,6 +10,7 @@ import torch
 
 from outlierscope.errors import ProofError
 from outlierscope.model.attention.implementation import eager_attention
+from outlierscope.model.sites import PATTERNS
 from outlierscope.scanning.forward import TappedModel
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def check_taps(observed: ObservedModel, measurements: Measurements, batch: Batch
     half = observed.dtype in (torch.float16, torch.bfloat16)
     tolerance = HALF_PRECISION_STEPS * torch.finfo(observed.dtype).eps if half else TOLERANCE
     differences: dict[str, float] = {}
-    attention_is_observed = any(site.name == "pattern" for site, _ in measurements)
+    attention_is_observed = any(site.name in PATTERNS for site, _ in measurements)
     for route, dear in (("fast", False), *([("exact", True)] if attention_is_observed else [])):
         with eager_attention(observed.module, observed.anatomy) if dear else nullcontext():
             plain = _output(observed, small)
@@ -107,6 +108,7 @@ def shorten(batch: Batch, tokens: int) -> Batch:
         classes=batch.classes[:1, rows],
         sequence_ids=batch.sequence_ids[:1],
         documents=batch.documents[:1],
+        further=tuple(shorten(view, tokens) for view in batch.further),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from outlierscope.model.sites import LAYER_SITES, STACK_SITES, Site
+from outlierscope.model.sites import LAYER_SITES, PATTERNS, STACK_SITES, Site
 
 if TYPE_CHECKING:
     from outlierscope.criteria.criterion import NotApplied
@@ -41,7 +41,7 @@ def not_observed(
     left_out = [
         name for name in (*STACK_SITES, *LAYER_SITES) if name not in settings.sites and anatomy.sites(name)
     ]
-    left_out = [name for name in left_out if name not in ("q", "k", "v", "pattern", "resid_pre")]
+    left_out = [name for name in left_out if name not in ("q", "k", "v", *PATTERNS, "resid_pre")]
     if left_out and settings.keeps_sites:
         rows.append({"what": ", ".join(left_out), "why": "not asked for; add them with --sites"})
     rows += [{"what": item.criterion, "why": item.reason} for item in not_applied]

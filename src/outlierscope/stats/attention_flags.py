@@ -58,7 +58,8 @@ class AttentionFlags(Stat["AttentionObservation"]):
         full = len(self.sequences) == SEQUENCES
         for sequence, number in enumerate(seen.batch.sequence_ids.tolist()):
             late = full and number > int(self.sequences[-1, 0])
-            if not late and bool(seen.finite[sequence]) and bool(seen.real[sequence].any()):
+            seen_at_all = bool(seen.real[sequence].any()) and bool(seen.query_real[sequence].any())
+            if not late and bool(seen.finite[sequence]) and seen_at_all:
                 self._take(*self._flagged(seen, sequence, number))
 
     def _flagged(
@@ -67,7 +68,8 @@ class AttentionFlags(Stat["AttentionObservation"]):
         rows = seen.batch.rows(sequence)
         length = rows.stop - rows.start
         table = torch.zeros(length, 2, dtype=torch.int64)  # flagged by the first rule, heads by the second
-        if length >= self.shortest:
+        long = min(length, int(seen.query_real[sequence].sum())) >= self.shortest
+        if long:
             table[:, 0] = judged_keys(seen, sequence, self.ratio)[2]
         judged = judged_alpha(seen, sequence)
         if judged is not None:
@@ -77,7 +79,7 @@ class AttentionFlags(Stat["AttentionObservation"]):
         left_out = max(0, len(key) - KEYS_PER_SEQUENCE)
         key = key[:KEYS_PER_SEQUENCE]
         found = torch.cat([torch.full((len(key), 1), number), key[:, None], table[key]], 1)
-        covered = [number, int(length >= self.shortest), int(judged is not None)]
+        covered = [number, int(long), int(judged is not None)]
         return torch.tensor([covered]), found, torch.tensor([left_out])
 
     def merge(self, other: AttentionFlags) -> None:

@@ -103,30 +103,30 @@ class Heads(Stat["AttentionObservation"]):
 
     def update(self, seen: AttentionObservation) -> None:
         """Take in one layer's attention of one batch."""
-        occupied = seen.real.any(1)
+        occupied = seen.real.any(1) & seen.query_real.any(1)
         self.nonfinite += int((occupied & ~seen.finite).sum())
         kept = occupied & seen.finite  # [B]
         if not bool(kept.any()):
             return
-        real = seen.real[kept]  # [B, T]
-        each = real[:, None].double()  # [B, 1, T]
-        rows = real.sum(1)  # [B]
+        real, queries = seen.real[kept], seen.query_real[kept]  # [B, K], [B, Q]
+        each = queries[:, None].double()  # [B, 1, Q]
+        rows = queries.sum(1)  # [B]
         self.sequences += len(real)
         self.queries += int(rows.sum())
         first = real.long().argmax(1)  # [B]
-        alpha = seen.received[kept].double() / seen.seen_by[kept].clamp_min(1)[:, None]  # [B, H, T]
+        alpha = seen.received[kept].double() / seen.seen_by[kept].clamp_min(1)[:, None]  # [B, H, K]
         index = first[:, None, None].expand(-1, alpha.shape[1], 1)
         self._add("initial_alpha", alpha.gather(2, index)[..., 0].sum(0))
 
-        mass = seen.class_mass[kept].double() * each[..., None]  # [B, H, T, C]
+        mass = seen.class_mass[kept].double() * each[..., None]  # [B, H, Q, C]
         self._add("class_mass", mass.sum((0, 2)))
-        entropy = seen.entropy[kept].double() * each  # [B, H, T]
-        visible = seen.visible[kept][:, None].double()  # [B, 1, T]
+        entropy = seen.entropy[kept].double() * each  # [B, H, Q]
+        visible = seen.visible[kept][:, None].double()  # [B, 1, Q]
         several = each * (visible > 1)
         self.normalised_queries += int(several.sum())
         self._add("entropy", entropy.sum((0, 2)))
         self._add("normalised_entropy", (several * entropy / visible.clamp_min(2).log()).sum((0, 2)))
-        low = mass[..., low_information(seen.batch.class_names)].sum(-1)  # [B, H, T]
+        low = mass[..., low_information(seen.batch.class_names)].sum(-1)  # [B, H, Q]
         attending = low > self.mass
         self._add("attending", attending.sum((0, 2)).double())
 
@@ -135,11 +135,11 @@ class Heads(Stat["AttentionObservation"]):
             classes = torch.nn.functional.one_hot(
                 seen.batch.classes.cpu()[kept].long(), len(seen.batch.class_names)
             )
-            of_class = classes.double() * real[..., None]  # [B, T, C]
+            of_class = classes.double() * real[..., None]  # [B, K, C]
             self._add("keys", of_class.sum((0, 1)))
             self._add("value_norm", (seen.value_norms[kept].double() @ of_class).sum(0))
         if seen.output_norms is not None:
-            outputs = seen.output_norms[kept].double() * each  # [B, H, T]
+            outputs = seen.output_norms[kept].double() * each  # [B, H, Q]
             self._add("output_norm", outputs.sum((0, 2)))
             if seen.mean_value_norms is not None:
                 self.written_sequences += len(real)
@@ -148,7 +148,7 @@ class Heads(Stat["AttentionObservation"]):
                 mean_value = mean_value.repeat_interleave(heads // groups, 1).clamp_min(1e-30)  # [B, H]
                 self._add("output_ratio", (outputs.sum(2) / rows[:, None] / mean_value).sum(0))
                 quiet = outputs < self.quiet * mean_value[..., None]
-                self._add("idle", (attending & quiet & real[:, None]).sum((0, 2)).double())
+                self._add("idle", (attending & quiet & queries[:, None]).sum((0, 2)).double())
 
     def merge(self, other: Heads) -> None:
         """Take in what another one of the same parameters has seen."""

@@ -91,7 +91,11 @@ class SinkRates(Stat["AttentionObservation"]):
     def update(self, seen: AttentionObservation) -> None:
         """Take in one layer's attention of one batch."""
         for sequence in range(len(seen.real)):
-            if bool(seen.finite[sequence]) and bool(seen.real[sequence].any()):
+            if (
+                bool(seen.finite[sequence])
+                and bool(seen.real[sequence].any())
+                and bool(seen.query_real[sequence].any())
+            ):
                 self._update_sequence(seen, sequence)
 
     def _update_sequence(self, seen: AttentionObservation, sequence: int) -> None:

@@ -33,12 +33,14 @@ PLAIN = (
 class SystematicAttention(Stat["AttentionObservation"]):
     """Keys k with c_k = sum_i mean_h A[h, i, k] >= ratio * T, per sequence; dear. An et al. 2025, section 3.
 
+    T is the number of queries i.
+
     Beside it the normalised form: the same with alpha_k = c_k over the number of queries that can see k,
     against ``ratio`` itself, for keys that enough queries can see (as in ``SinkRates``).
 
     Attributes:
         ratio: share of the queries' attention.
-        shortest: sequences with fewer tokens are not judged: uniform attention alone reaches 0.1 T when
+        shortest: sequences with fewer queries or keys are not judged: uniform attention alone reaches 0.1 T when
             T <= 10, and ordinary models do at 64 tokens.
         sequences: sequences judged.
         short: sequences not judged.
@@ -80,10 +82,11 @@ class SystematicAttention(Stat["AttentionObservation"]):
         """Take in one layer's attention of one batch."""
         for sequence in range(len(seen.real)):
             rows = seen.batch.rows(sequence)
-            length = rows.stop - rows.start
-            if not length or not bool(seen.finite[sequence]):
+            queries = int(seen.query_real[sequence].sum())
+            least = min(queries, rows.stop - rows.start)
+            if not least or not bool(seen.finite[sequence]):
                 continue
-            if length < self.shortest:
+            if least < self.shortest:
                 self.short += 1
                 continue
             self.sequences += 1
@@ -94,7 +97,7 @@ class SystematicAttention(Stat["AttentionObservation"]):
             self.count_normalised += int(normalised.sum())
             key = above.nonzero().flatten()
             self.positions = self.positions + torch.bincount(position_bucket(key), minlength=BUCKETS)
-            by_head = seen.received[sequence, :, rows].double()[:, key].sum(1) / length
+            by_head = seen.received[sequence, :, rows].double()[:, key].sum(1) / queries
             self.mass = added(self.mass, by_head)
             classes = seen.batch.classes.cpu()[sequence, rows].long()[key]
             tokens = seen.batch.token_ids.cpu()[sequence, rows][key]
@@ -124,7 +127,7 @@ def judged_keys(
     rows = seen.batch.rows(sequence)
     received = seen.received[sequence, :, rows].double().mean(0)
     seen_by = seen.seen_by[sequence, rows]
-    share = received / len(seen_by)
+    share = received / int(seen.query_real[sequence].sum())
     alpha = received / seen_by.clamp_min(1)
     visible = seen_by >= max(LEAST_QUERIES, LEAST_SHARE * int(seen_by.max()))
     return share, alpha, share >= ratio, (alpha >= ratio) & visible

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def attention_configs(module: nn.Module, anatomy: Anatomy) -> list[Any]:
     """The configurations by which the observed modules attend, and by which their masks are made."""
     attentions = {
-        module.get_submodule(layer.attention.module)
+        module.get_submodule(place.module)
         for stack in anatomy.stacks.values()
         for layer in stack.layers
-        if layer.attention is not None
+        for place in layer.attentions().values()
     }
     found: dict[int, Any] = {}
     for part in module.modules():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from outlierscope.corpus.batch import Batch
-    from outlierscope.model.anatomy import Anatomy
+    from outlierscope.model.anatomy import Anatomy, AttentionPlace, LayerAnatomy
     from outlierscope.model.attention.observation import AttentionObservation, HeadTensors, PatternBlock
 
 
@@ -30,9 +30,9 @@ class AttentionObserver:
 
     Args:
         module: the model; ``anatomy``'s module names are relative to it.
-        anatomy: its map; layers with an ``attention`` are observed.
+        anatomy: its map; layers with an ``attention`` or a ``cross_attention`` are observed.
         consume: called once a layer and dear batch.
-        sites: the ``pattern`` of the layers to look at; ``None`` for all.
+        sites: the ``pattern`` and ``cross_pattern`` of the layers to look at; ``None`` for all.
         on_block: called with every block of a pattern while it is at hand, for saving examples.
         on_heads: called with a layer's queries, keys and values, for saving examples; not for families that
             compute attention outside of transformers' registry.
@@ -71,21 +71,8 @@ class AttentionObserver:
     def __enter__(self) -> Self:
         for stack in self._anatomy.stacks.values():
             for layer in stack.layers:
-                if layer.attention is None:
-                    continue
-                site = Site(stack.name, layer.index, "pattern")
-                attention = self._module.get_submodule(layer.attention.module)
-                if layer.attention.route == "registry":
-                    eager_function(attention)
-                    # Layers that share their weights share the module, and call it in turn.
-                    watch = self._registry.setdefault(attention, RegistryWatch(layer.attention.causal))
-                    watch.sites.append(site)
-                    if self._wants(site):
-                        watch.wanted.add(site)
-                elif self._wants(site):
-                    z = self._anatomy.canonical(Site(stack.name, layer.index, "z"))
-                    tapped = self._anatomy.has(z)
-                    self._returned[z] = ReturnedWatch(self._module, layer, site, z_tapped=tapped)
+                for name, place in layer.attentions().items():
+                    self._watch(Site(stack.name, layer.index, name), layer, place)
         if any(attention in WATCHED for attention in self._registry):
             self._forget()
             raise RuntimeError("the attention of this model is being observed already")
@@ -124,6 +111,23 @@ class AttentionObserver:
             for config, _, _ in self._saved:
                 config._attn_implementation_internal = EXACT if self._registry else "eager"
                 config._output_attentions = bool(self._returned)
+
+    def _watch(self, site: Site, layer: LayerAnatomy, place: AttentionPlace) -> None:
+        attention = self._module.get_submodule(place.module)
+        if place.route == "registry":
+            eager_function(attention)
+            # Layers that share their weights share the module, and call it in turn.
+            watch = self._registry.setdefault(attention, RegistryWatch(place.causal))
+            watch.sites.append(site)
+            if self._wants(site):
+                watch.wanted.add(site)
+        elif self._wants(site):
+            prefix = site.name.removesuffix("pattern")  # of the sites of cross attention
+            z = self._anatomy.canonical(Site(site.stack, site.layer, f"{prefix}z"))
+            roles = (f"{prefix}v", f"{prefix}qkv")
+            values = next((matrix for matrix in layer.matrices if matrix.role in roles), None)
+            tapped = self._anatomy.has(z)
+            self._returned[z] = ReturnedWatch(self._module, place, values, site, z_tapped=tapped)
 
     def _wants(self, site: Site) -> bool:
         return self._sites is None or site in self._sites

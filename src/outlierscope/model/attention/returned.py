@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
-    from outlierscope.model.anatomy import LayerAnatomy, Matrix
+    from outlierscope.model.anatomy import AttentionPlace, Matrix
     from outlierscope.model.attention.observation import AttentionReduction
-    from outlierscope.model.attention.observed_pass import AttentionPass
+    from outlierscope.model.attention.observed_pass import AttentionPass, Ends
     from outlierscope.model.sites import Site
 
 PROVING_QUERIES = 64
@@ -31,16 +31,15 @@ class ReturnedWatch:
         attention: the attention module.
     """
 
-    def __init__(self, model: nn.Module, layer: LayerAnatomy, site: Site, *, z_tapped: bool) -> None:
-        assert layer.attention is not None  # noqa: S101  (callers look first)
-        self.attention = model.get_submodule(layer.attention.module)
+    def __init__(
+        self, model: nn.Module, place: AttentionPlace, values: Matrix | None, site: Site, *, z_tapped: bool
+    ) -> None:
+        self.attention = model.get_submodule(place.module)
         self._model = model
-        self._place = layer.attention
+        self._place = place
         self._site = site
         self._z_tapped = z_tapped
-        self._value_matrix: Matrix | None = next(
-            (matrix for matrix in layer.matrices if matrix.role in ("v", "qkv")), None
-        )
+        self._value_matrix = values
         self._hooks: list[RemovableHandle] = []
         self._pass: AttentionPass | None = None
         self._reduction: AttentionReduction | None = None
@@ -51,10 +50,11 @@ class ReturnedWatch:
         if self._pass is not None and self._reduction is not None:
             self._pass.unobserved[self._site] = "its z never came by"
         self._pass = now
+        self._ends: Ends | None = None
         self._projected: Tensor | None = None  # what the value projection returned
-        self._z: Tensor | None = None  # [B, T, H * d_head]
+        self._z: Tensor | None = None  # [B, Q, H * d_head]
         self._reduction = None
-        self._some_rows: Tensor | None = None  # [H, some, T]
+        self._some_rows: Tensor | None = None  # [H, some, K]
 
     def attach(self) -> None:
         """Put the hooks in place."""
@@ -76,14 +76,14 @@ class ReturnedWatch:
             self._projected = output
 
     def take_z(self, z: Tensor) -> None:
-        """What the tap of ``z`` brought: [B, T, H * d_head]."""
+        """What the tap of ``z`` brought: [B, Q, H * d_head]."""
         if self._pass is not None:
             self._z = z
             self._finish()
 
     def _on_attention(self, _module: nn.Module, _inputs: object, output: object) -> object:
         now, site = self._pass, self._site
-        if now is None or site.stack != now.batch.stack:
+        if now is None or now.batch.of(site.stack) is None:
             return None
         parts = output if isinstance(output, tuple) else (output,)
         heads = self._place.heads
@@ -96,23 +96,24 @@ class ReturnedWatch:
             now.unobserved[site] = f"{type(self.attention).__name__} returns no attention weights"
             return None
         weights = parts[found[0]]  # [B, H, Q, K]
-        if now.fits(site, weights.shape[0], weights.shape[2], weights.shape[3]):
-            self._reduce(now, weights)
+        self._ends = now.ends(site, weights.shape[0], weights.shape[2], weights.shape[3])
+        if self._ends is not None:
+            self._reduce(now, self._ends, weights)
         return tuple(None if index in found[:1] else part for index, part in enumerate(parts))
 
-    def _reduce(self, now: AttentionPass, weights: Tensor) -> None:
+    def _reduce(self, now: AttentionPass, ends: Ends, weights: Tensor) -> None:
         heads, length = weights.shape[1:3]
         place = self._place
         window = place.window
         if window is None and place.causal:
-            window = _window_seen(weights, now.batch.real.to(weights.device))
-        reduction = now.ruled(self._site, heads, weights.device, causal=place.causal, window=window)
+            window = _window_seen(weights, ends.queries.real.to(weights.device))
+        reduction = now.ruled(self._site, ends, heads, weights.device, causal=place.causal, window=window)
         for sequence in range(len(weights)):
             rows, queries = slice(sequence, sequence + 1), slice(0, length)
             reduction.add(rows, queries, weights[rows])
             if now.on_block is not None:
-                now.on_block(PatternBlock(self._site, now.batch, rows, queries, weights[rows]))
-        real = now.batch.rows(0)
+                now.on_block(PatternBlock(self._site, ends.keys, rows, queries, weights[rows]))
+        real = ends.queries.rows(0)
         self._some_rows = weights[
             0, :, slice(real.start, min(real.stop, real.start + PROVING_QUERIES))
         ].clone()
@@ -122,13 +123,13 @@ class ReturnedWatch:
 
     def _finish(self) -> None:
         """Once the weights and, where it is tapped, z are known, in whichever order they came."""
-        if self._pass is None or self._reduction is None:
+        if self._pass is None or self._reduction is None or self._ends is None:
             return
         values = outputs = None
         if self._z is not None:
-            outputs = self._z.reshape(*self._z.shape[:-1], self._place.heads, -1)  # [B, T, H, d_head]
+            outputs = self._z.reshape(*self._z.shape[:-1], self._place.heads, -1)  # [B, Q, H, d_head]
             if self._projected is not None and self._some_rows is not None:
-                first = self._pass.batch.rows(0).start
+                first = self._ends.queries.rows(0).start
                 values = proved_values(self._projected, self._place, self._some_rows, outputs[0, first:])
         self._pass.consume(self._reduction.finish(values, outputs, sums_to_one=True))
         self._reduction = self._projected = self._z = self._some_rows = None

@@ -19,10 +19,10 @@ CORNER = 64
 
 
 class AttentionTokens:
-    """A batch as attention needs it, on the model's device; made once a batch for all layers.
+    """A stack's tokens as attention needs them, on the model's device; made once a batch for all layers.
 
     Attributes:
-        batch: the batch itself.
+        batch: the tokens of the stack.
         real: [B, T] bool.
         classes: [B, C + 1, T] float32: 1 where a key is real and of the class; 1 for every key in
             the last row.
@@ -64,8 +64,8 @@ class Visibility:
 
     Attributes:
         causal: whether no query sees a later key.
-        seen_by: [B, T] int64, queries that can see each key.
-        visible: [B, T] int64, keys that each query can see.
+        seen_by: [B, K] int64, queries that can see each key.
+        visible: [B, Q] int64, keys that each query can see.
         corner_seen_by: [B, CORNER] int64, ``seen_by`` within the first ``CORNER`` real tokens.
     """
 
@@ -75,43 +75,49 @@ class Visibility:
     corner_seen_by: Tensor
 
     @classmethod
-    def from_mask(cls, mask: Tensor | None, tokens: AttentionTokens, *, causal: bool) -> Visibility:
+    def from_mask(
+        cls, mask: Tensor | None, queries: AttentionTokens, keys: AttentionTokens, *, causal: bool
+    ) -> Visibility:
         """From a mask as eager attention takes it.
 
         Args:
-            mask: [1 or B, 1 or H, T, T]; added to the logits (very negative where a key is hidden) or bool
+            mask: [1 or B, 1 or H, 1 or Q, K]; added to the logits (very negative where a key is hidden) or bool
                 (true where it is visible); ``None`` when every query sees every key.
-            tokens: the batch.
+            queries: the tokens that look.
+            keys: the tokens that are looked at: the same ones, but in cross attention.
             causal: whether the layer is known to hide later keys.
 
         Raises:
             ProofError: when the mask of a causal layer shows later keys.
         """
         seen_by, visible, corner = [], [], []
-        for sequence, real in enumerate(tokens.real):  # [T]
-            sees = real[:, None] & real  # [Q, K]
+        for sequence, (looking, real) in enumerate(zip(queries.real, keys.real, strict=True)):  # [Q], [K]
+            sees = looking[:, None] & real  # [Q, K]
             if mask is not None:
-                rows = mask[min(sequence, len(mask) - 1)]  # [1 or H, Q, K]
+                rows = mask[min(sequence, len(mask) - 1)]  # [1 or H, 1 or Q, K]
                 # Half of the lowest value: masks may carry a bias beside it (ALiBi), never as large as that.
                 sees &= (rows if rows.dtype == torch.bool else rows > torch.finfo(rows.dtype).min / 2).any(0)
             if causal and bool(sees.triu(1).any()):
                 raise ProofError("a layer that is causal by its anatomy lets queries see later keys")
             seen_by.append(sees.sum(0))
             visible.append(sees.sum(1))
-            first = tokens.query_weights[sequence, 1].bool()  # [T]
+            first = queries.query_weights[sequence, 1].bool()  # [Q]
             corner.append((sees & first[:, None]).sum(0))
-        by_key = torch.stack(corner)  # [B, T]
-        return cls(causal, torch.stack(seen_by), torch.stack(visible), tokens.gather_corner(by_key))
+        by_key = torch.stack(corner)  # [B, K]
+        return cls(causal, torch.stack(seen_by), torch.stack(visible), keys.gather_corner(by_key))
 
     @classmethod
-    def from_rule(cls, tokens: AttentionTokens, *, causal: bool, window: int | None) -> Visibility:
+    def from_rule(
+        cls, queries: AttentionTokens, keys: AttentionTokens, *, causal: bool, window: int | None
+    ) -> Visibility:
         """From what is known of the layer (see ``AttentionPlace``), where the mask is not at hand."""
-        length = tokens.real.shape[1]
-        position = torch.arange(length, device=tokens.real.device)
-        distance = position[:, None] - position  # [Q, K], positive for earlier keys
+        device = queries.real.device
+        position = torch.arange(queries.real.shape[1], device=device)  # [Q]
+        # [Q, K], positive for earlier keys
+        distance = position[:, None] - torch.arange(keys.real.shape[1], device=device)
         sees = torch.ones_like(distance, dtype=torch.bool)
         if causal:
             sees &= distance >= 0
         if window is not None:
             sees &= distance.abs() < window if causal else distance.abs() <= window
-        return cls.from_mask(sees[None, None], tokens, causal=causal)
+        return cls.from_mask(sees[None, None], queries, keys, causal=causal)
