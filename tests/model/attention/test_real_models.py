@@ -75,7 +75,7 @@ def test_vit_tiny(shared_model):
     assert [str(observation.site) for observation in seen] == [
         f"vision.{layer}.pattern" for layer in range(12)
     ]
-    assert seen[0].class_mass.shape == (3, 3, 197, 4)
+    assert seen[0].class_mass.shape == (3, 3, 197, 6)
     torch.testing.assert_close(seen[0].row_sums, torch.ones(3, 3, 197))
 
 
