@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from outlierscope.corpus.image_classes import PatchGrid
-from outlierscope.corpus.images import ImageCorpus
+from outlierscope.corpus.images import ImageCorpus, first_pixels
 from outlierscope.corpus.pictures import IMAGE_SUFFIXES
 from outlierscope.corpus.tar import TarMembers
 from outlierscope.errors import UserError
@@ -77,6 +77,15 @@ def test_what_is_damaged(archive, tmp_path):
     archive.write_bytes(b"nothing like it")
     with pytest.raises(UserError, match=rf"^{archive}: damaged after 0 files, or no .tar \("):
         list(make(archive).batches())
+
+
+def test_an_archive_of_other_things(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as file:
+        file.addfile(tarfile.TarInfo("a.txt"))
+    with pytest.raises(UserError) as caught:
+        first_pixels(TarMembers(path, IMAGE_SUFFIXES, "images"), None)
+    assert str(caught.value) == f"{path}: no pictures were found in it; give others"
 
 
 def test_fingerprint_follows_content(archive):

@@ -154,6 +154,15 @@ def test_models_whose_frames_cannot_be_told(monkeypatch):
     )
 
 
+def test_a_live_model_in_training_is_left_so():
+    model, extractor = tiny_wav2vec2(masked=True)
+    model.config.layerdrop = 1.0
+    model.train()
+    scan = osc.scan(osc.wrap(model, extractor), [(recordings()[0], RATE)])
+    assert scan.manifest["read"]["tokens"] == 49
+    assert model.training
+
+
 def test_a_model_without_its_extractor():
     model, _ = tiny_whisper()
     with pytest.raises(UserError) as caught:

@@ -176,7 +176,7 @@ class AudioCorpus:
 
     def _nothing_heard(self, tally: Tally) -> UserError:
         if not self._decoded.furthest.decoded:
-            return nothing_decoded(self._decoded.furthest, "recordings")
+            return nothing_decoded(self.source, self._decoded.furthest, "recordings")
         need = self.layout.window / self.layout.rate if self.layout.bands > 1 else LEAST_SECONDS
         return UserError(
             f"no recording is as long as {need:.4g} s, which this model needs ({tally.short} are shorter); "

@@ -175,7 +175,7 @@ def first_pixels(source: MediaSource, processor: BaseImageProcessor) -> Tensor:
     decoded = Decoded(source, upright_rgb)
     for _, image, _ in decoded.read():
         return picture_pixels(processor, image)
-    raise nothing_decoded(decoded.furthest, "pictures")
+    raise nothing_decoded(source, decoded.furthest, "pictures")
 
 
 def picture_pixels(processor: BaseImageProcessor, image: Image) -> Tensor:

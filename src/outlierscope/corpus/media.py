@@ -242,9 +242,9 @@ class Decoded(Generic[T]):
         }
 
 
-def nothing_decoded(reached: Reached, nouns: str) -> UserError:
+def nothing_decoded(source: MediaSource, reached: Reached, nouns: str) -> UserError:
     """The error for a source of which nothing can be decoded."""
     if not reached.failures:
-        return UserError(f"no {nouns} were found; give others")
+        return UserError(f"{source.describe()['path']}: no {nouns} were found in it; give others")
     name, reason = reached.failures[0]
     return UserError(f"none of the {reached.failed} {nouns} can be decoded ({name}: {reason}); give others")

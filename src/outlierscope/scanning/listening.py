@@ -95,7 +95,8 @@ class _Ear:
             with_kwargs=True,
         )
         try:
-            with torch.inference_mode():
+            # Training drops whole layers.
+            with self.model.evaluating(), torch.inference_mode():
                 self.model.module(**self.model.placed({self.input_name: features}))
         finally:
             hook.remove()
