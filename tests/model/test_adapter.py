@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 import outlierscope as osc
 from outlierscope.errors import UserError
 from outlierscope.reporting.summary import summarize
+from tests.model.gguf_files import write_gguf
 from tests.model.tiny import save, tiny_bert, tiny_gpt2, tiny_llama
 
 SCALE = 16 / 4
@@ -192,6 +193,23 @@ def test_an_adapter_of_an_adapter(adapter, tmp_path):
     assert message(second) == (
         f"{second} is an adapter of {adapter}, which is an adapter too; merge that one first"
     )
+
+
+def test_a_whole_model_beside_an_adapter(adapter):
+    save(tiny_llama(), adapter)
+    assert message(adapter) == (
+        f"{adapter} holds a whole model and an adapter beside it, so it may or may not be merged already; "
+        "give a copy without adapter_config.json to scan the model, or one without the model to scan the adapter"
+    )
+
+
+def test_a_base_in_a_gguf_file(adapter, tmp_path, monkeypatch):
+    monkeypatch.setenv("OUTLIERSCOPE_CACHE", str(tmp_path / "cache"))
+    edit(adapter, base_model_name_or_path=str(write_gguf(tmp_path / "base.gguf")))
+    loaded = osc.load(adapter)
+    assert check_merged(loaded, osc.load(tmp_path / "base.gguf").full, adapter) == 4
+    assert loaded.origin["gguf"]["quantization"] == "Q8_0"
+    assert loaded.origin["adapter"]["base_source"] == str(tmp_path / "base.gguf")
 
 
 @pytest.mark.parametrize(

@@ -109,9 +109,14 @@ def _model_folder(name: str, folder: Path, commit: str | None, listener: Listene
     if not folder.is_dir():
         raise UserError(f"{name} lacks the folder {folder.name} that its {MODULES} names")
     has_weights = any(_has(folder, weights) for weights in ("model.safetensors", "pytorch_model.bin"))
+    if (folder / ADAPTER).is_file():
+        if has_weights:
+            raise UserError(
+                f"{name} holds a whole model and an adapter beside it, so it may or may not be merged already; "
+                f"give a copy without {ADAPTER} to scan the model, or one without the model to scan the adapter"
+            )
+        return _with_adapter(name, folder, commit, listener)
     if not has_weights:
-        if (folder / ADAPTER).is_file():
-            return _with_adapter(name, folder, commit, listener)
         files = sorted(path.name for path in folder.iterdir() if path.suffix == GGUF)
         if len(files) > 1:
             raise _which_one(name, files, str(folder / files[0]))
