@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from outlierscope.model.sites import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,11 @@ class Anatomy:
             for layer in stack.layers:
                 reasons |= {Site(stack.name, layer.index, name): why for name, why in layer.missing.items()}
         return reasons
+
+    def of_stacks(self, names: Collection[str]) -> Anatomy:
+        """The map of some of its stacks."""
+        kept = {name: stack for name, stack in self.stacks.items() if name in names}
+        return Anatomy(kept, self.proved, self.reason)
 
     def describe(self) -> dict[str, Any]:
         """As plain values for ``scan.json``: layouts, taps, identities and what is missing."""

@@ -99,16 +99,21 @@ def _processor(source: Source, kind: str, trust_remote_code: bool) -> tuple[Any,
     from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     classes = {"text": AutoTokenizer, "image": AutoImageProcessor, "audio": AutoFeatureExtractor}
-    auto_class: Any = classes.get(kind, AutoProcessor)
+    candidates: list[Any] = [classes.get(kind, AutoProcessor)]
     folder = source.folder
+    if kind == "text" and (folder / "preprocessor_config.json").is_file():  # it sees or hears as well
+        candidates.insert(0, AutoProcessor)
     if source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file():
         folder = source.adapter
     with quiet():
-        try:
-            return auto_class.from_pretrained(folder, trust_remote_code=trust_remote_code), ""
-        # Any trouble with it is told when it is needed: token ids can be scanned without a tokenizer.
-        except Exception as error:
-            return None, f"{type(error).__name__}: {first_line(error)}"
+        problem = ""
+        for found in candidates:
+            try:
+                return found.from_pretrained(folder, trust_remote_code=trust_remote_code), problem
+            # Any trouble with it is told when it is needed: token ids can be scanned without a tokenizer.
+            except Exception as error:
+                problem = f"{type(error).__name__}: {first_line(error)}"
+        return None, problem
 
 
 def _recall_conversion(observed: ObservedModel) -> None:

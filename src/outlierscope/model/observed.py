@@ -27,6 +27,22 @@ POSITION_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_c
 KINDS = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
 """What a model reads, by the name of its main input."""
 
+PARTS = {
+    "text": ("tokenizer", "convert_ids_to_tokens"),
+    "image": ("image_processor", "image_mean"),
+    "audio": ("feature_extractor", "sampling_rate"),
+}
+"""What of a processor is for which kind of input: its name there, and what tells it by itself."""
+
+
+def stack_kind(stack: str) -> str:
+    """What the stack of a model of several modalities reads, by its name.
+
+    >>> stack_kind("vision_2"), stack_kind("decoder")
+    ('image', 'text')
+    """
+    return {"vision": "image", "audio": "audio"}.get(stack.partition("_")[0], "text")
+
 
 @dataclass(eq=False)
 class ObservedModel:
@@ -100,6 +116,40 @@ class ObservedModel:
         if hasattr(self.processor, "image_mean"):
             return "image"
         return "unknown"
+
+    def entry(self, stack: str) -> str:
+        """Name, within ``module``, of what is run to feed a stack; empty where that is ``module`` itself.
+
+        Where stacks read different kinds of input, each is fed through the outermost model that holds no blocks of
+        another kind.
+        """
+        place = self.anatomy.stacks[stack]
+        own = [layer.module for layer in place.layers]
+        others = [
+            layer.module
+            for other in self.anatomy.stacks.values()
+            if stack_kind(other.name) != stack_kind(stack)
+            for layer in other.layers
+        ]
+        if place.entry or not others:
+            return place.entry
+        for name, module in self.module.named_modules():
+            inside = f"{name}."
+            whole = all(block.startswith(inside) for block in own)
+            if hasattr(module, "main_input_name") and whole and not any(b.startswith(inside) for b in others):
+                return str(name)
+        return ""
+
+    def runner(self, stack: str) -> nn.Module:
+        """The module that is run to feed a stack."""
+        return self.module.get_submodule(self.entry(stack))
+
+    def part(self, kind: str) -> Any:
+        """The tokenizer (``text``), image processor or feature extractor; ``None`` when there is none."""
+        name, sign = PARTS[kind]
+        if self.processor is None or hasattr(self.processor, sign):
+            return self.processor
+        return getattr(self.processor, name, None)
 
     @property
     def device(self) -> torch.device:

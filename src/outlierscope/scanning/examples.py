@@ -69,7 +69,7 @@ def collect_examples(
         with AttentionObserver(observed.module, observed.anatomy, lambda _: None, on_heads=keep) as observer:
             observer.begin(batch)
             with torch.inference_mode():
-                observed.module(**observed.placed(batch.inputs))
+                observed.runner(batch.stack)(**observed.placed(batch.inputs))
     return tensors
 
 

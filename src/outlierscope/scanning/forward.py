@@ -39,7 +39,6 @@ class TappedModel:
         self._fresh: Measurements | None = None
         self._scratch: dict[Any, Any] = {}
         self._exit = ExitStack()
-        self._inputs = set(inspect.signature(observed.module.forward).parameters)
         self.halved: list[int] = []
         self.unobserved: dict[Site, str] = {}
 
@@ -88,11 +87,12 @@ class TappedModel:
             if self._attention:
                 self._attention.begin(batch)
             inputs = self._observed.placed(batch.inputs)
-            if "use_cache" in self._inputs:
+            runner = self._observed.runner(batch.stack)
+            if "use_cache" in inspect.signature(runner.forward).parameters:
                 inputs["use_cache"] = False
             # Not inference mode: its tensors could not be updated later, and Stats live on.
             with torch.no_grad():
-                self._observed.module(**inputs)
+                runner(**inputs)
         finally:
             self._batch, self._fresh, self._scratch = None, None, {}
         return fresh

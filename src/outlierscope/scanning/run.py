@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from outlierscope.corpus.corpus import Corpus
     from outlierscope.criteria.criterion import Criterion
     from outlierscope.listener import Listener
+    from outlierscope.model.anatomy import Anatomy
     from outlierscope.model.observed import ObservedModel
     from outlierscope.stats.measurements import Measurements
     from outlierscope.weights.summary import MatrixSummary
@@ -46,9 +47,10 @@ SECONDS_BETWEEN_SAVES = 30.0
 
 @dataclass
 class _Run:
-    """One scan on its way."""
+    """One scan on its way; ``anatomy`` is that of the stacks that the corpus feeds."""
 
     observed: ObservedModel
+    anatomy: Anatomy
     corpus: Corpus
     settings: ScanSettings
     criteria: list[Criterion]
@@ -113,8 +115,8 @@ def scan(
         check_folder(folder, resume=resume, overwrite=overwrite)
     torch.manual_seed(settings.seed)
     listener("proving the anatomy", 0, None)
-    anatomy = model.anatomy
     corpus = corpus_for(model, settings, data, text=text, column=column, chat=chat)
+    anatomy = model.anatomy.of_stacks([view.stack for view in next(corpus.batches()).views])
     measurements = plan(anatomy, criteria, settings)
     identity = {
         **{name.replace("_", " "): value for name, value in settings.describe().items()},
@@ -130,6 +132,7 @@ def scan(
         progress = load_progress(folder, measurements, identity)
     run = _Run(
         model,
+        anatomy,
         corpus,
         settings,
         criteria,
@@ -201,7 +204,7 @@ def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
         class_names=run.corpus.class_names,
     )
     evidence = ScanEvidence(
-        observed.anatomy,
+        run.anatomy,
         facts,
         weights,
         run.measurements,
@@ -219,11 +222,11 @@ def _conclude(run: _Run, checks: dict[str, float]) -> Scan:
         "settings": run.settings.describe(),
         "criteria": describe_criteria(run.criteria),
         "module_prefix": observed.prefix,
-        "anatomy": observed.anatomy.describe(),
+        "anatomy": run.anatomy.describe(),
         "self_check": checks,
         "read": vars(progress) | {"class_names": list(run.corpus.class_names)},
         "nonfinite": _nonfinite(run.measurements),
-        "not_observed": not_observed(observed, run.settings, not_applied, progress.unobserved),
+        "not_observed": not_observed(observed, run.anatomy, run.settings, not_applied, progress.unobserved),
         "identity": run.identity,
     }
     examples = collect_examples(observed, run.corpus, findings, single=bool(progress.halved))

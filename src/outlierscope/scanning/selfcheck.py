@@ -48,7 +48,7 @@ def check_taps(observed: ObservedModel, measurements: Measurements, batch: Batch
         with eager_attention(observed.module, observed.anatomy) if dear else nullcontext():
             plain = _output(observed, small)
         captured: list[torch.Tensor] = []
-        hook = observed.module.register_forward_hook(
+        hook = observed.runner(batch.stack).register_forward_hook(
             lambda _module, _inputs, output, captured=captured: captured.append(_first(output))
         )
         try:
@@ -114,7 +114,7 @@ def shorten(batch: Batch, tokens: int) -> Batch:
 
 def _output(observed: ObservedModel, batch: Batch) -> torch.Tensor:
     with torch.inference_mode():
-        return _first(observed.module(**observed.placed(batch.inputs)))
+        return _first(observed.runner(batch.stack)(**observed.placed(batch.inputs)))
 
 
 def _first(output: Any) -> torch.Tensor:

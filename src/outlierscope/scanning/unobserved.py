@@ -4,23 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from outlierscope.model.observed import stack_kind
 from outlierscope.model.sites import LAYER_SITES, PATTERNS, STACK_SITES, Site
 
 if TYPE_CHECKING:
     from outlierscope.criteria.criterion import NotApplied
+    from outlierscope.model.anatomy import Anatomy
     from outlierscope.model.observed import ObservedModel
     from outlierscope.scanning.settings import ScanSettings
+
+WAYS_TO_FEED = {
+    "text": "give text with --data",
+    "image": "give a folder of images with --data",
+    "audio": "give a folder of recordings with --data",
+}
+"""How a stack that reads this kind of input is fed."""
 
 
 def not_observed(
     observed: ObservedModel,
+    anatomy: Anatomy,
     settings: ScanSettings,
     not_applied: list[NotApplied],
     unobserved: dict[str, str],
 ) -> list[dict[str, Any]]:
     """What a reader must not take for absent: sites without statistics, rules without enough data."""
-    anatomy = observed.anatomy
     rows: list[dict[str, Any]] = []
+    for name, stack in observed.anatomy.stacks.items():
+        if name not in anatomy.stacks:
+            reads = any(layer.cross_attention is not None for layer in stack.layers)
+            way = "it reads another stack" if reads else WAYS_TO_FEED[stack_kind(name)]
+            rows.append({"what": f"{name} stack", "why": f"not fed; {way}"})
     if observed.left_out:
         rows.append(
             {
