@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -133,7 +134,7 @@ def find_block_lists(root: nn.Module, recording: Recording) -> list[BlockList]:
             "registry" if through_registry else "returned",
             trouble,
         )
-    return [found[container] for container in found if not _superseded(container, found, root)]
+    return [found[container] for container in found if not _superseded(container, found, root, recording)]
 
 
 def _calls_of(names: list[str], recording: Recording) -> list[tuple[int, str, int]]:
@@ -147,13 +148,10 @@ def _calls_of(names: list[str], recording: Recording) -> list[tuple[int, str, in
 
 def _first_chain(blocks: list[Block], recording: Recording) -> tuple[Block, ...]:
     """The blocks up to where the list starts anew on other hidden states: its first pass through shared blocks."""
-    for index in range(1, len(blocks)):
-        block = blocks[index]
-        if block.entrance.call > 0:
-            left = recording.find(blocks[index - 1].exit).value
-            entered = recording.find(block.entrance).value
-            if left.shape != entered.shape or not torch.equal(left, entered):
-                return tuple(blocks[:index])
+    for index, (before, block) in enumerate(pairwise(blocks), 1):
+        left, entered = recording.find(before.exit).value, recording.find(block.entrance).value
+        if block.entrance.call > 0 and not _equal(left, entered):
+            return tuple(blocks[:index])
     return tuple(blocks)
 
 
@@ -184,16 +182,29 @@ def _as_block(name: str, call: int, recording: Recording) -> Block | None:
     return None
 
 
-def _superseded(container: str, found: dict[str, BlockList], root: nn.Module) -> bool:
+def _superseded(container: str, found: dict[str, BlockList], root: nn.Module, recording: Recording) -> bool:
     """Whether another list tells more: an inner list of like blocks, or an outer list of wholes."""
     for other, rival in found.items():
         if other == container:
             continue
-        if _is_in(other, container) and _like_blocks(rival, root):
+        if _is_in(other, container) and _like_blocks(rival, root) and _hand_on(rival, recording):
             return True
-        if _is_in(container, other) and not _like_blocks(found[container], root):
+        own = found[container]
+        if _is_in(container, other) and not (_like_blocks(own, root) and _hand_on(own, recording)):
             return True
     return False
+
+
+def _hand_on(blocks: BlockList, recording: Recording) -> bool:
+    """Whether some block is given just what the one before it gave: two attentions of one block are not."""
+    return any(
+        _equal(recording.find(before.exit).value, recording.find(block.entrance).value)
+        for before, block in pairwise(blocks.blocks)
+    )
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)
 
 
 def _like_blocks(blocks: BlockList, root: nn.Module) -> bool:

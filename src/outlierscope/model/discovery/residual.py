@@ -15,6 +15,7 @@ from torch import Tensor
 
 from outlierscope.errors import ProofError
 from outlierscope.model.anatomy import Tap
+from outlierscope.model.discovery.dataflow import depends
 
 if TYPE_CHECKING:
     from outlierscope.model.discovery.recording import Passage
@@ -202,9 +203,18 @@ class Products:
             found = [_tidy(factor) for factor in factors[place].tolist()]
             if not weigh_base:
                 found = [1.0, *found]
-            taps = [_tap(stream, factor) for stream, factor in zip(streams, found, strict=True)]
-            return streams[0], taps[0], tuple(zip(streams[1:], taps[1:], strict=True))
+            parts = [(stream, _tap(stream, factor)) for stream, factor in zip(streams, found, strict=True)]
+            for base, tap in parts:
+                rest = tuple(part for part in parts if part[0] is not base)
+                if (weigh_base or tap.factor == 1.0) and _carries(base, [stream for stream, _ in rest]):
+                    return base, tap, rest
         return None
+
+
+def _carries(base: Stream, terms: list[Stream]) -> bool:
+    """Whether some term was computed from the base: of several summands only the residual stream is read like that."""
+    origin = base.passages[0].origin
+    return origin is None or any(depends(term.passages[0].origin, origin) for term in terms)
 
 
 def _scaled(total: Stream, candidates: list[Stream], trial: Trial) -> Explanation | None:
