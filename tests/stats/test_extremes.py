@@ -4,7 +4,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outlierscope.corpus.batch import IMAGE_CLASSES
 from outlierscope.stats.extremes import Extremes
 from tests.stats.sequences_of import Sequence, check_round_trip, corpora, gathered, observe, used_rows
 
@@ -78,18 +77,49 @@ def test_the_first_of_equal_magnitudes_wins_whatever_came_first():
     assert (stat.value[0, 0].item(), stat.sequence[0, 0].item(), stat.position[0, 0].item()) == (-3.0, 2, 1)
 
 
-def test_positions_may_be_of_more_classes_than_tokens():
+def of_seven_classes(sequences, random):
+    seen = observe(sequences, random)
+    seen.batch.class_names = tuple("abcdefg")
+    return seen
+
+
+@settings(max_examples=40, deadline=None)
+@given(corpora(nonfinite=False), seeds)
+def test_there_may_be_any_number_of_classes(sequences, seed):
+    random = np.random.default_rng(seed)
+    for part in sequences:
+        part.classes[:] = random.integers(0, 7, len(part.classes))
+    expected, width = direct(sequences), sequences[0].values.shape[1]
+    streamed, merged = Extremes(), Extremes()
+    for part in sequences:
+        delta = streamed.fresh()
+        delta.update(of_seven_classes([part], random))
+        streamed.merge(delta)
+        alone = Extremes()
+        alone.update(of_seven_classes([part], random))
+        merged.merge(alone)
+        resumed = Extremes()
+        resumed.load_state(streamed.state())
+        streamed = resumed
+    for stat in (streamed, merged):
+        assert stat.value.shape == (7, width)
+        for (token_class, dim), place in expected.items():
+            tables = (stat.value, stat.sequence, stat.position, stat.token)
+            assert tuple(table[token_class, dim].item() for table in tables) == place
+        assert int((stat.sequence >= 0).sum()) == len(expected)
+
+
+def test_batches_of_other_classes_or_dims_are_refused():
     random = np.random.default_rng(0)
-    stat = Extremes()
-    for number, value in ((0, 3.0), (1, -4.0)):
-        seen = observe([sequence(number, [[value]])], random)
-        seen.batch.class_names = IMAGE_CLASSES
-        seen.batch.classes.fill_(len(IMAGE_CLASSES) - 1)
-        delta = stat.fresh()
-        delta.update(seen)
-        stat.merge(delta)
-    assert stat.value.tolist() == [[0.0]] * 5 + [[-4.0]]
-    loaded = Extremes()
-    loaded.load_state(stat.state())
-    loaded.merge(stat)
-    assert loaded.value.tolist() == stat.value.tolist()
+    seven = Extremes()
+    seven.update(of_seven_classes([sequence(0, [[3.0]])], random))
+    words = "extremes of 7 token classes and 1 dims cannot take in those of 5 classes and {} dims"
+    for values, dims in (([[4.0]], 1), ([[4.0, 5.0]], 2)):
+        seen = observe([sequence(1, values)], random)
+        with pytest.raises(ValueError, match=words.format(dims)):
+            seven.update(seen)
+        five = Extremes()
+        five.update(seen)
+        with pytest.raises(ValueError, match=words.format(dims)):
+            seven.merge(five)
+    assert seven.value[0, 0] == 3.0

@@ -102,7 +102,8 @@ class Events(Stat["Observation"]):
             self._count(found, seen)
 
     def _count(self, found: Located, seen: Observation) -> None:
-        dims, classes = self.by_dim_class.shape
+        # Of the batch, not of the table: compiled loops do not look at bounds, and adding unlike tables fails.
+        dims, classes = seen.tensor.shape[2], len(seen.batch.class_names)
         sequence, dim = found.sequence.numpy(), found.dim.numpy()  # [K]
         place = sequence * seen.tensor.shape[1] + found.place.numpy()  # ascending, as found is sorted
         at = torch.from_numpy(place)

@@ -24,12 +24,11 @@ def _integers(*shape: int) -> Tensor:
 
 @dataclass
 class Extremes(Stat["Observation"]):
-    """Located extremes; tables are [C, d], empty before the first batch.
+    """Located extremes; tables are [C, d], empty before the first batch, which says how many classes C there are.
 
     Ties: larger magnitude first, then smaller sequence, then smaller position.
 
     Attributes:
-        classes: number of token classes C; before the first batch a guess.
         value: [C, d] float32 signed value of largest magnitude; 0 where there is none.
         sequence: [C, d] int64 id of its sequence; -1 where there is none.
         position: [C, d] int64 its position; -1 where there is none.
@@ -37,7 +36,6 @@ class Extremes(Stat["Observation"]):
         nonfinite_located: [<= 32, 3] int64 (sequence, position, dim) of the first non-finite values.
     """
 
-    classes: int = 5
     value: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     sequence: Tensor = field(default_factory=lambda: _integers(0, 0))
     position: Tensor = field(default_factory=lambda: _integers(0, 0))
@@ -64,7 +62,7 @@ class Extremes(Stat["Observation"]):
         its ``state``, raises ``RuntimeError``.
         """
         records = self if self._records is None else self._records
-        return Extremes(self.classes, _records=records if len(records.value) else None)
+        return Extremes(_records=records if len(records.value) else None)
 
     @override
     def update(self, seen: Observation) -> None:
@@ -75,8 +73,6 @@ class Extremes(Stat["Observation"]):
             )
         if not digest.tokens:
             return
-        if not len(self.value):
-            self.classes = len(seen.batch.class_names)
         self._partial = self._records is not None
         found = (self._records or self)._surpassing(seen)
         if found is not None:
@@ -88,8 +84,6 @@ class Extremes(Stat["Observation"]):
             self.nonfinite_located = first_located(
                 torch.cat([self.nonfinite_located, other.nonfinite_located])
             )
-        if not len(self.value):
-            self.classes = other.classes
         if other._partial:
             if self._records is None and other._records is not self:
                 raise RuntimeError(PARTIAL)
@@ -110,8 +104,10 @@ class Extremes(Stat["Observation"]):
         tables = (self.value, self.sequence, self.position, self.token)
         value, sequence, position, token = (table.numpy() for table in tables)
         index = (sequence != NONE).nonzero()
+        classes, dims = self.value.shape
         return Found(
-            self.value.shape[1],
+            classes,
+            dims,
             index[0],
             index[1],
             value[index],
@@ -129,7 +125,7 @@ class Extremes(Stat["Observation"]):
     def _surpassing(self, seen: Observation) -> Found | None:
         """The extremes of a batch that surpass these records, located."""
         digest, plan = seen.digest, seen.digest.plan
-        self._make_room(seen.tensor.shape[2])
+        self._make_room(len(seen.batch.class_names), seen.tensor.shape[2])
         if self._bar is None:
             self._bar = torch.where(self.sequence == NONE, -1.0, self.value.abs())
             self._last = int(self.sequence.max())
@@ -144,7 +140,7 @@ class Extremes(Stat["Observation"]):
 
     def _record(self, found: Found) -> None:
         """Take over what surpasses the records; never in place, as others may hold the same tables."""
-        self._make_room(found.dims)
+        self._make_room(found.classes, found.dims)
         tables = (self.value, self.sequence, self.position, self.token)
         copies = [table.numpy().reshape(-1).copy() for table in tables]
         if not put_records(copies, found):
@@ -155,11 +151,16 @@ class Extremes(Stat["Observation"]):
         )
         self._bar = None
 
-    def _make_room(self, dims: int) -> None:
+    def _make_room(self, classes: int, dims: int) -> None:
+        shape = (classes, dims)
         if not len(self.value):
-            shape = (self.classes, dims)
             self.value, self._bar = torch.zeros(shape), None
             self.sequence, self.position, self.token = (torch.full(shape, NONE) for _ in range(3))
+        elif self.value.shape != shape:  # compiled loops do not look at bounds
+            raise ValueError(
+                f"extremes of {len(self.value)} token classes and {self.value.shape[1]} dims cannot take in "
+                f"those of {classes} classes and {dims} dims"
+            )
 
     @override
     def state(self) -> dict[str, Tensor]:
@@ -178,7 +179,6 @@ class Extremes(Stat["Observation"]):
         self.value, self.sequence = state["value"], state["sequence"]
         self.position, self.token = state["position"], state["token"]
         self.nonfinite_located = state["nonfinite_located"]
-        self.classes = len(self.value) or self.classes
         self._bar = None
 
 

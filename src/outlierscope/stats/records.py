@@ -21,8 +21,9 @@ Indices = NDArray[np.int64]
 
 @dataclass
 class Found:
-    """Located values [K] of a tensor of ``dims`` dims, at most one for each (token class, dim)."""
+    """Located values [K] of a tensor of ``dims`` dims and ``classes`` token classes, at most one for each of both."""
 
+    classes: int
     dims: int
     token_class: Indices
     dim: Indices
@@ -161,6 +162,7 @@ def locate(seen: Observation, slot: Indices, dim: Indices, peak: NDArray[np.floa
     cell, row, place = cell[firsts], row[firsts], place[firsts]
     dim = cell % dims
     return Found(
+        len(seen.batch.class_names),
         dims,
         cell // dims,
         dim,
