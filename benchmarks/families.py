@@ -18,6 +18,7 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -48,9 +49,13 @@ SECONDS = 60
 
 PROCESSES = 2
 
+MEMORY = 6 * 2**30
+"""Bytes that one process may take."""
+
 
 def examine(family: str) -> Row:
     """Build one family and discover its anatomy; whatever goes wrong becomes the row's reason."""
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     torch.set_num_threads(1)
     torch.manual_seed(0)
     transformers.logging.set_verbosity(logging.ERROR)
@@ -135,6 +140,8 @@ def main() -> int:
         parser.error(f"AutoModel has no class for {', '.join(unknown)}")
     if options.write and options.families:
         parser.error("--write needs every family; leave the names out")
+    if options.check and not PAGE.exists():
+        parser.error(f"there is no {PAGE.name} to check against; make it with --write")
     rows = examine_all(options.families or sorted(MODEL_MAPPING_NAMES))
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))

@@ -164,6 +164,7 @@ OPEN = {
     EXPERTS.pattern: 4,
     CHOSEN_EXPERTS.pattern: 2,
     r"prediction_length": 8,
+    r"pad_token_id": 0,
 }
 """Numbers that some defaults leave open."""
 
@@ -191,7 +192,7 @@ def _sizes(described: dict[str, Any], *, cut: bool, narrow: bool, keep_head_size
     layers, blocks = _blocks(described)
     # Widths or heads that differ from stage to stage are tied to each other in ways of the family's own.
     by_stage = any(
-        isinstance(value, list) and len(value) != layers and (STREAM.fullmatch(name) or HEAD_COUNT.fullmatch(name) or BY_STAGE.fullmatch(name))
+        isinstance(value, list) and (len(value) != layers or "depths" in described) and (STREAM.fullmatch(name) or HEAD_COUNT.fullmatch(name) or BY_STAGE.fullmatch(name))
         for name, value in described.items()
     )
     head_width = head_size if keep_head_size and head_size else HEAD_WIDTH

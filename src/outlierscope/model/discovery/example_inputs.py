@@ -39,6 +39,7 @@ FROM_OTHERS = ("encoder_hidden_states",)
 """What some parts read of other parts."""
 
 COMPANIONS = {
+    "pixel_values": ("image_attention_mask", "aspect_ratio_ids", "aspect_ratio_mask", "image_position_ids"),
     "input_ids": ("attention_mask",),
     "input_features": ("input_features_mask", "feature_attention_mask"),
 }
@@ -110,7 +111,7 @@ def input_candidates(module: nn.Module, seed: int = 0) -> Iterator[dict[str, Any
 def _image_layouts(names: tuple[str, ...]) -> list[str]:
     if not any("pixel" in name or "image" in name or name == "grid_thw" for name in names):
         return ["image"]
-    packed = any("grid_thw" in name or "spatial_shapes" in name for name in names)
+    packed = any(name.endswith(("grid_thw", "spatial_shapes", "position_ids")) for name in names)
     return [layout for layout in IMAGE_LAYOUTS if ("patches" in layout) == packed]
 
 

@@ -15,8 +15,9 @@ SEQUENCES, TOKENS = 2, 12
 SIDE = 4
 """Patches on each side of an image whose size is free."""
 
-IMAGE_LAYOUTS = ("image", "frames", "images", "packed patches", "padded patches")
-"""[B, C, H, W]; [B, F, C, H, W]; [B, 1, C, H, W]; [N, C * t * p * p] of one image; [B, N, C * p * p]."""
+IMAGE_LAYOUTS = ("image", "frames", "images", "tiles", "packed patches", "square patches", "padded patches")
+"""[B, C, H, W]; [B, F, C, H, W]; [B, 1, C, H, W]; [B, 1, tiles, C, H, W]; of one image [N, C * t * p * p] or
+[N, C, p, p]; [B, N, C * p * p]."""
 
 SOUND_LAYOUTS = ("bins first", "frames first", "samples", "channel", "channel of frames")
 """[B, bins, frames]; [B, frames, bins]; [B, samples]; [B, 1, samples]; [B, 1, frames, bins]."""
@@ -26,13 +27,13 @@ SPECIAL_TOKENS = ("pad", "bos", "eos", "cls", "sep", "mask", "image", "video", "
 BINS = (
     "input_feat_per_channel",
     "feature_projection_input_dim",
+    "input_dim",
+    "input_size",
     "num_mel_bins",
     "n_mels",
     "feature_size",
     "mel_bins",
     "input_feat_size",
-    "input_dim",
-    "input_size",
 )
 
 
@@ -68,10 +69,16 @@ class ExampleTensors:
             "pixel_values_videos": lambda: self._pixels("frames"),
             "pixel_attention_mask": lambda: torch.ones(SEQUENCES, SIDE * SIDE, dtype=torch.int64),
             "spatial_shapes": lambda: torch.tensor([[SIDE, SIDE]] * SEQUENCES),
+            "pixel_position_ids": self._patch_positions,
+            "image_position_ids": self._patch_positions,
+            "image_attention_mask": lambda: torch.ones(SEQUENCES, TOKENS, 1, dtype=torch.int64),
+            "aspect_ratio_ids": lambda: torch.ones(SEQUENCES, 1, dtype=torch.int64),
+            "aspect_ratio_mask": lambda: torch.ones(SEQUENCES, 1, self._tiles(), dtype=torch.int64),
             "merge_sizes": lambda: torch.ones(1, dtype=torch.int64),
             "hidden_states": self._hidden_states,
             "inputs_embeds": self._hidden_states,
             "query_embeds": self._hidden_states,
+            "context": self._hidden_states,
             "encoder_hidden_states": lambda: self._random(
                 SEQUENCES, TOKENS, self._number("encoder_hidden_size", "hidden_size")
             ),
@@ -128,7 +135,16 @@ class ExampleTensors:
     def _hidden_states(self) -> Tensor:
         if self._image == "packed patches":
             return self._pixels(self._image)
-        return self._random(SEQUENCES, TOKENS, self._number("hidden_size", "d_model"))  # [B, T, d]
+        return self._random(
+            SEQUENCES, TOKENS, self._number("input_dim", "hidden_size", "d_model")
+        )  # [B, T, d]
+
+    def _patch_positions(self) -> Tensor:
+        rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+        return torch.stack([columns, rows], dim=-1).reshape(1, -1, 2).repeat(SEQUENCES, 1, 1)  # [B, N, 2]
+
+    def _tiles(self) -> int:
+        return self._number("max_num_tiles", otherwise=4)
 
     def _pixels(self, layout: str) -> Tensor:
         channels = self._number("num_channels", "in_channels", "in_chans", otherwise=3)
@@ -136,11 +152,15 @@ class ExampleTensors:
         if layout == "packed patches":
             depth = self._number("temporal_patch_size")
             return self._random(SIDE * SIDE, channels * depth * patch[0] * patch[1])
+        if layout == "square patches":
+            return self._random(SIDE * SIDE, channels, *patch)
         if layout == "padded patches":
             return self._random(SEQUENCES, SIDE * SIDE, channels * patch[0] * patch[1])
         height, width = _pair(self._first("image_size", "img_size", "input_size", "crop_size") or 224)
         if layout == "images":
             return self._random(SEQUENCES, 1, channels, height, width)
+        if layout == "tiles":
+            return self._random(SEQUENCES, 1, self._tiles(), channels, height, width)
         if layout == "frames":
             frames = self._number("num_frames", "frames_per_clip", otherwise=2)
             return self._random(SEQUENCES, frames, channels, height, width)

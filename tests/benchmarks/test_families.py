@@ -1,0 +1,164 @@
+"""The table of families: what it says of a few, how its page is written, read and checked."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / "families.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )
+
+
+def test_a_few_families(tmp_path):
+    """A decoder, an encoder, both, two towers, one that hears, one without attention."""
+    names = ["bert", "clip", "llama", "resnet", "t5", "wav2vec2"]
+    ran = run(*names, "--json", str(tmp_path / "rows.json"))
+    assert ran.returncode == 0, ran.stderr
+    assert (
+        ran.stdout.splitlines()[-1] == "5 proved, 0 not proved, 1 no attention, 0 not built, 0 crashed of 6"
+    )
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["family"] for row in rows] == names
+    stacks = {row["family"]: {stack["name"]: stack["layouts"] for stack in row["stacks"]} for row in rows}
+    assert stacks == {
+        "bert": {"encoder": ["post-norm"]},
+        "clip": {"decoder": ["pre-norm"], "vision": ["pre-norm"]},
+        "llama": {"decoder": ["pre-norm"]},
+        "resnet": {},
+        "t5": {"encoder": ["pre-norm"], "decoder": ["pre-norm"]},
+        "wav2vec2": {"audio": ["post-norm"]},
+    }
+    assert rows[3]["reason"] == "ResNetModel has no stack of blocks that attend"
+
+
+def test_a_name_that_is_no_family():
+    ran = run("bert", "no-such-family")
+    assert ran.returncode == 2
+    assert "AutoModel has no class for no-such-family" in ran.stderr
+
+
+def test_only_all_families_make_a_page():
+    ran = run("bert", "--write")
+    assert ran.returncode == 2
+    assert "--write needs every family; leave the names out" in ran.stderr
+
+
+def rows():
+    from families_page import Row, StackRow
+
+    stack = StackRow(
+        "decoder",
+        "text",
+        ["pre-norm"],
+        ["registry"],
+        ["resid_mid = resid_pre + attn_out"],
+        {"no norm": ["final_norm"]},
+    )
+    return [
+        Row("alpha", "proved", "AlphaModel", stacks=[stack]),
+        Row("beta", "not proved", "BetaModel", "decoder: layer 0: it is a | b"),
+        Row("gamma", "no attention", "GammaModel", "GammaModel has no stack of blocks that attend"),
+        Row("delta", "not built", reason="a package is missing (timm)"),
+    ]
+
+
+def test_the_page_is_read_back():
+    from families_page import read_page, render_page
+
+    page = render_page(rows())
+    assert read_page(page) == {
+        "alpha": "proved",
+        "beta": "not proved",
+        "gamma": "no attention",
+        "delta": "not built",
+    }
+    assert "**1 of these 2 (50.0%) are proved in all their stacks**; 1 are not, 0 crashed." in page
+    assert (
+        "| alpha | proved | decoder: pre-norm (registry), fed at `text` | resid_mid = resid_pre + attn_out "
+        "| decoder: final_norm: no norm |"
+    ) in page
+    assert "it is a \\| b" in page
+    assert page == render_page(rows())
+
+
+def test_a_family_that_was_proved_and_no_longer_is():
+    from families import lost
+    from families_page import Row, render_page
+
+    page = render_page(rows())
+    assert lost(rows(), page) == []
+    now = [Row("alpha", "not proved", reason="decoder: layer 0: no"), *rows()[1:]]
+    assert lost(now, page) == ["alpha: decoder: layer 0: no"]
+
+
+def test_tiny_values_keep_proportions():
+    from tiny_configs import tiny_values
+
+    described = {
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 16384,
+        "num_hidden_layers": 4,
+        "layer_types": ["a", "a", "b", "a"],
+        "vocab_size": 50000,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24]},
+        "text_config": {
+            "model_type": "inner",
+            "hidden_size": 2048,
+            "num_experts": 64,
+            "num_experts_per_tok": 8,
+        },
+        "pad_token_id": None,
+    }
+    small = tiny_values(described)
+    assert small["hidden_size"] == 64
+    assert (small["num_attention_heads"], small["num_key_value_heads"], small["head_dim"]) == (4, 2, 16)
+    assert small["intermediate_size"] == 256
+    assert (small["num_hidden_layers"], small["layer_types"]) == (3, ["a", "a", "b"])  # one of each kind
+    assert small["vocab_size"] == 128
+    assert sum(small["rope_parameters"]["mrope_section"]) == 8
+    assert small["text_config"] == {
+        "model_type": "inner",
+        "hidden_size": 64,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    assert small["pad_token_id"] is None
+    assert tiny_values(described, fill=True)["pad_token_id"] == 0
+    assert tiny_values(described, keep_head_size=True)["hidden_size"] == 512
+    assert tiny_values(described, cut=False)["num_hidden_layers"] == 4
+    assert tiny_values(described, narrow=False)["hidden_size"] == 4096
+
+
+def test_heads_of_state_space_mixers_multiply_to_the_expanded_width():
+    from tiny_configs import tiny_values
+
+    small = tiny_values({"hidden_size": 4096, "expand": 2, "num_heads": 128, "head_dim": 64, "n_groups": 8})
+    assert small["num_heads"] * small["head_dim"] == small["expand"] * small["hidden_size"]
+    assert small["n_groups"] == 1
+
+
+@pytest.mark.slow
+def test_no_family_that_was_proved_is_lost():
+    ran = run("--check")
+    assert ran.returncode == 0, ran.stderr[-4000:]
