@@ -146,7 +146,7 @@ def tiny_values(
             values[name] = {key: _tiny_list(key, part, sizes) for key, part in value.items()}
             if fill and "rope_type" in value and sizes.narrow:
                 # Rotary sections of time, height and width, which some families need and no default states.
-                values[name].setdefault("mrope_section", _parts_of(sizes.head_width // 2, [2, 3, 3]))
+                values[name].setdefault("mrope_section", _parts_of(int(sizes.head_width * (value.get("partial_rotary_factor") or 1)) // 2, [2, 3, 3]))
         elif value is None and fill:
             values[name] = next((small for pattern, small in OPEN.items() if re.fullmatch(pattern, name)), None)
         elif isinstance(value, bool) or not isinstance(value, int):
