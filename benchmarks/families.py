@@ -4,7 +4,7 @@ A family is a model type of transformers that ``AutoModel`` has a class for. Eac
 class, made tiny (see ``tiny_configs.py``), and its anatomy is discovered: every stack of blocks that attend, and
 for each block the identities that ``outlierscope.model.discovery.proof`` lists.
 
-    python benchmarks/families.py                     # every family, about five minutes on two cores
+    python benchmarks/families.py                     # every family, which takes minutes
     python benchmarks/families.py bert llama          # some, each with its full reasons
     python benchmarks/families.py --write             # writes docs/families.md
     python benchmarks/families.py --check             # fails when a family that the page calls proved no longer is

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import transformers
+from torch import nn
 
 from outlierscope.errors import UserError
 from outlierscope.model.anatomy import Tap
-from outlierscope.model.discovery.example_inputs import example_inputs
+from outlierscope.model.discovery.example_inputs import example_inputs, input_candidates
 from outlierscope.model.discovery.recording import attention_set_to, is_pattern, record, tensors_in
 from tests.model.families import BY_NAME, IMAGE
 
@@ -82,3 +83,26 @@ def test_patterns_are_told_by_their_rows():
     assert not is_pattern(torch.randn(2, 3, 4, 4))
     assert not is_pattern(torch.ones(2, 3, 4, 4))
     assert not is_pattern(torch.randn(2, 4, 4).softmax(-1))
+
+
+def test_patches_of_an_image_are_packed_where_their_grid_is_asked_for():
+    class Tower(nn.Module):
+        main_input_name = "pixel_values"
+        config = transformers.PreTrainedConfig(patch_size=2, in_channels=3, temporal_patch_size=2)
+
+        def forward(self, hidden_states, grid_thw):
+            pass
+
+    inputs = example_inputs(Tower())
+    assert inputs["hidden_states"].shape == (4 * 4, 3 * 2 * 2 * 2)
+    assert inputs["grid_thw"].tolist() == [[1, 4, 4]]
+
+
+def test_all_inputs_together_are_offered_after_the_main_one():
+    config = transformers.CLIPConfig()
+    config.vision_config.image_size = 32
+    with torch.device("meta"):
+        model = transformers.CLIPModel(config)
+    offered = [set(inputs) for inputs in input_candidates(model)]
+    assert offered[0] == {"input_ids", "attention_mask"}
+    assert {"input_ids", "attention_mask", "pixel_values"} in offered
