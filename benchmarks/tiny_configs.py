@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 WIDTH, HEADS, HEAD_WIDTH = 64, 4, 16
 VOCABULARY = 128
 BLOCKS = 2
+PATCHES = 14
+"""Patches along either side of an image."""
 
 STREAM = re.compile(
     r"(.*_)?(hidden_size|d_model|n_embd|embed_dim|hidden_dim|model_dim|hidden_channels|text_dim)|dim|width|"
     r"embedding_size|d_hidden|emb_dim|d_latents|word_embed_proj_dim|attention_hidden_size|lru_width|hidden_width|embedding_dim"
 )
-NO_STREAM = re.compile(r"(mlp|ffn|ff|moe|expert|intermediate|bottleneck|patch|vq|codebook|iou|fpn|audio_proj)_.*")
+NO_STREAM = re.compile(
+    r"(mlp|ffn|ff|moe|expert|intermediate|bottleneck|patch|vq|codebook|iou|fpn|audio_proj)_.*"
+)
 HEAD_COUNT = re.compile(r"(.*_)?(num_attention_heads|attention_heads|num_heads|n_heads?|heads|nhead)")
 KEY_VALUE_HEADS = re.compile(r".*(key_value_heads|num_kv_heads|n_head_kv|kv_n_heads|multi_query_group_num)")
 HEAD_SIZE = re.compile(
@@ -37,9 +41,13 @@ VOCABULARIES = re.compile(r"(.*_)?vocab_size(_.*)?|(.*_)?n_vocab|n_words|(.*_)?g
 EXPERTS = re.compile(r"(n_|num_|moe_num_|num_local_|n_routed_|moe_)*experts|num_routed_experts")
 CHOSEN_EXPERTS = re.compile(r".*(experts_per_tok|experts_per_token|topk|top_k|selected_experts)|moe_k")
 EXPERT_GROUPS = re.compile(r"n_group|topk_group|num_expert_group")
-COUNT_OF_BLOCKS = re.compile(r"(.*_)?(num_hidden_layers|n_layers?|num_layers|layers|depth|num_blocks|num_hidden_blocks)")
+COUNT_OF_BLOCKS = re.compile(
+    r"(.*_)?(num_hidden_layers|n_layers?|num_layers|layers|depth|num_blocks|num_hidden_blocks)"
+)
 NO_BLOCKS = re.compile(r".*(share|adapter|conv|first|dense|skip|window|drop|feature|nextn|mtp|kv).*")
-BY_STAGE = re.compile(r"hidden_sizes|embed_dims?|embed_dim_per_stage|dim_embed|widths|num_attention_heads_per_stage")
+BY_STAGE = re.compile(
+    r"hidden_sizes|embed_dims?|embed_dim_per_stage|dim_embed|widths|num_attention_heads_per_stage"
+)
 STAGE_DEPTHS = re.compile(r"depths|blocks_per_stage|stage_depths|num_blocks|block_sizes")
 TOKEN = re.compile(r".*(token_id|token_index|_id)")
 POSITIONS = re.compile(r".*(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length)")
@@ -114,7 +122,15 @@ def _reason(error: Exception | None) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
 
 
-DERIVED = ("model_type", "transformers_version", "architectures", "stage_names", "out_features", "out_indices", "per_layer_config")
+DERIVED = (
+    "model_type",
+    "transformers_version",
+    "architectures",
+    "stage_names",
+    "out_features",
+    "out_indices",
+    "per_layer_config",
+)
 """What a configuration says of itself that its class works out anew."""
 
 
@@ -146,9 +162,16 @@ def tiny_values(
             values[name] = {key: _tiny_list(key, part, sizes) for key, part in value.items()}
             if fill and "rope_type" in value and sizes.narrow:
                 # Rotary sections of time, height and width, which some families need and no default states.
-                values[name].setdefault("mrope_section", _parts_of(int(sizes.head_width * (value.get("partial_rotary_factor") or 1)) // 2, [2, 3, 3]))
+                values[name].setdefault(
+                    "mrope_section",
+                    _parts_of(
+                        int(sizes.head_width * (value.get("partial_rotary_factor") or 1)) // 2, [2, 3, 3]
+                    ),
+                )
         elif value is None and fill:
-            values[name] = next((small for pattern, small in OPEN.items() if re.fullmatch(pattern, name)), None)
+            values[name] = next(
+                (small for pattern, small in OPEN.items() if re.fullmatch(pattern, name)), None
+            )
         elif isinstance(value, bool) or not isinstance(value, int):
             values[name] = _tiny_list(name, value, sizes)
         else:
@@ -181,7 +204,7 @@ class Sizes:
     blocks: int
     head_width: int
     narrow: bool
-    patches: bool
+    patch: int
 
 
 def _sizes(described: dict[str, Any], *, cut: bool, narrow: bool, keep_head_size: bool, fill: bool) -> Sizes:
@@ -192,7 +215,9 @@ def _sizes(described: dict[str, Any], *, cut: bool, narrow: bool, keep_head_size
     layers, blocks = _blocks(described)
     # Widths or heads that differ from stage to stage are tied to each other in ways of the family's own.
     by_stage = any(
-        isinstance(value, list) and (len(value) != layers or "depths" in described) and (STREAM.fullmatch(name) or HEAD_COUNT.fullmatch(name) or BY_STAGE.fullmatch(name))
+        isinstance(value, list)
+        and (len(value) != layers or "depths" in described)
+        and (STREAM.fullmatch(name) or HEAD_COUNT.fullmatch(name) or BY_STAGE.fullmatch(name))
         for name, value in described.items()
     )
     head_width = head_size if keep_head_size and head_size else HEAD_WIDTH
@@ -205,7 +230,7 @@ def _sizes(described: dict[str, Any], *, cut: bool, narrow: bool, keep_head_size
         blocks if cut else layers,
         head_width,
         narrow and not by_stage,
-        "patch_size" in described,
+        _number(described.get("patch_size")),
     )
 
 
@@ -218,7 +243,11 @@ def _tiny_list(name: str, value: Any, sizes: Sizes) -> Any:
         return [_tiny(name, item, sizes) if type(item) is int else item for item in value]
     if "section" in name and sizes.head_size and sizes.narrow:
         return _parts_of(max(len(value), sum(value) * sizes.head_width // sizes.head_size), list(value))
-    if STAGE_DEPTHS.fullmatch(name) and sizes.blocks != sizes.layers and all(type(item) is int for item in value):
+    if (
+        STAGE_DEPTHS.fullmatch(name)
+        and sizes.blocks != sizes.layers
+        and all(type(item) is int for item in value)
+    ):
         return [min(item, BLOCKS) for item in value]
     return value
 
@@ -266,8 +295,8 @@ def _tiny(name: str, value: int, sizes: Sizes) -> int:
         return min(value, 2)
     if POSITIONS.fullmatch(name):
         return min(value, 512)
-    if name == "image_size" and not sizes.patches:
-        return min(value, 128)
+    if name == "image_size" and value > PATCHES * sizes.patch:
+        return min(value, PATCHES * sizes.patch or 128)
     if name == "num_kv_shared_layers" and sizes.blocks < sizes.layers:
         return 0
     if COUNT_OF_BLOCKS.fullmatch(name) and not NO_BLOCKS.fullmatch(name):
@@ -295,10 +324,17 @@ def _first(described: dict[str, Any], pattern: re.Pattern[str], unless: re.Patte
     found = [
         value
         for name, value in described.items()
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0
-        and pattern.fullmatch(name) and not (unless and unless.fullmatch(name))
+        if isinstance(value, int)
+        and not isinstance(value, bool)
+        and value > 0
+        and pattern.fullmatch(name)
+        and not (unless and unless.fullmatch(name))
     ]
-    preferred = [described[name] for name in ("hidden_size", "d_model", "num_attention_heads", "head_dim") if pattern.fullmatch(name) and isinstance(described.get(name), int)]
+    preferred = [
+        described[name]
+        for name in ("hidden_size", "d_model", "num_attention_heads", "head_dim")
+        if pattern.fullmatch(name) and isinstance(described.get(name), int)
+    ]
     return (preferred or found or [0])[0]
 
 
@@ -311,9 +347,16 @@ def _blocks(described: dict[str, Any]) -> tuple[int, int]:
     for name, value in described.items():
         if isinstance(value, list) and len(value) == layers and ("type" in name or "pattern" in name):
             kinds = {str(item) for item in value}
-            needed = max(needed, next(n for n in range(1, layers + 1) if {str(i) for i in value[:n]} == kinds))
+            needed = max(
+                needed, next(n for n in range(1, layers + 1) if {str(i) for i in value[:n]} == kinds)
+            )
     for name, value in described.items():
-        if isinstance(value, int) and not isinstance(value, bool) and re.search(r"period|interval|_freq|first_k_dense|every_n|step$", name) and 1 < value <= 8:
+        if (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and re.search(r"period|interval|_freq|first_k_dense|every_n|step$", name)
+            and 1 < value <= 8
+        ):
             needed = max(needed, min(value, layers))
     return layers, min(needed, layers) if layers else 0
 
