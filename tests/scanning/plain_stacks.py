@@ -151,6 +151,29 @@ def plain_passes(model, places, sequences):
     return stacks
 
 
+def sequences_of(lengths):
+    """Random token ids, one list for each length."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(4, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+
+
+def plain_decoder(model, places, sequences):
+    """What a model of one stack shows; ``places``: (site, layer) -> (module, side)."""
+    plain = Plain()
+    modules = dict(model.named_modules())
+    handles = [
+        modules[path].register_forward_hook(hook_into(plain.sites, name, layer, side))
+        for (name, layer), (path, side) in places.items()
+    ]
+    for ids in sequences:
+        with torch.no_grad():
+            model(input_ids=torch.tensor([ids]))
+        plain.token_ids.append(torch.tensor(ids))
+    for handle in handles:
+        handle.remove()
+    return plain
+
+
 def hook_into(sites, name, layer, side):
     def hook(_module, inputs, output):
         tensor = inputs[0] if side == "input" else output

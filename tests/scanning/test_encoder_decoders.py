@@ -10,6 +10,9 @@ import pytest
 import torch
 
 import outlierscope
+from outlierscope.criteria.finding import Finding
+from outlierscope.criteria.linear_inputs import rank_inputs
+from outlierscope.criteria.weight import WeightColumn, WeightRow
 from outlierscope.scanning.scan import Scan
 from outlierscope.stats.positions import BUCKETS
 from tests.criteria.direct import massive_events
@@ -18,6 +21,7 @@ from tests.scanning.plain_stacks import BART, START, T5, VOCABULARY, bart, plain
 THRESHOLDS = {
     "massive": {"absolute": 1.0, "ratio": 3.0, "keep": 0.9},
     "systematic_attention": {"ratio": 0.05, "shortest": 16},
+    "int8_feature": {"magnitude": 2.0, "least_layers": 2},
     "sink": {"epsilon": 0.15, "sequence_share": 0.2},
     "value_drain": {"epsilon": 0.15, "sequence_share": 0.2, "ratio": 10.0},
     "no_op_head": {"mass": 0.02, "quiet": 10.0, "idle_share": 0.1, "value_ratio": 10.0, "least_queries": 100},
@@ -263,6 +267,56 @@ def test_findings_of_cross_attention_name_its_module(run):
     for row in rows:
         assert row["module"].rpartition(".")[2] in ("EncDecAttention", "encoder_attn")
         assert row["stack"] == "decoder"
+
+
+@pytest.mark.parametrize("scheme", ["int8_per_tensor", "fp8_e4m3"])
+def test_what_output_projections_of_cross_attention_read_is_a_linear_input(run, scheme):
+    ranked = {str(item.site): item for item in rank_inputs(run.scan.evidence, scheme)}
+    for layer, sequences in run.plain["decoder"].sites["cross_z"].items():
+        values = torch.cat(sequences).double()
+        found = ranked[f"decoder.{layer}.cross_z"]
+        assert found.absmax == pytest.approx(float(values.abs().max()), rel=1e-4)
+        assert found.signal == pytest.approx(float(values.square().mean()), rel=5e-3)
+        if scheme == "int8_per_tensor":
+            step = values.abs().max() / 127
+            noise = ((values / step).round() * step - values).square().mean()
+            assert found.noise == pytest.approx(float(noise), rel=0.1)
+        names = {"EncDecAttention.o", "encoder_attn.out_proj"}
+        (module,) = run.scan.evidence.modules(found.site)
+        assert any(module.endswith(name) for name in names)
+
+
+def test_features_of_cross_attention_have_dims_of_their_own(run):
+    rows = [row for row in run.scan.findings.to_pylist() if row["criterion"] == "int8_feature"]
+    spaces = {tuple(json.loads(row["extra"])["sites"]): row for row in rows}
+    plain = run.plain["decoder"].sites["cross_z"]
+    affected = torch.stack([(torch.cat(layer).abs() >= 2.0).any(0) for layer in plain.values()])  # [L, d]
+    share = torch.cat([torch.cat(layer).abs() >= 2.0 for layer in plain.values()]).double().mean(0)  # [d]
+    expected = (affected.double().mean(0) >= 0.25) & (share >= 0.06)
+    found = {row["dim"]: row["score"] for row in rows if json.loads(row["extra"])["sites"] == ["cross_z"]}
+    assert found == pytest.approx({int(dim): float(share[dim]) for dim in expected.nonzero()[:, 0]})
+    assert ("cross_z",) in spaces
+    assert spaces["cross_z",]["head"] == spaces["cross_z",]["dim"] // 8
+
+
+def test_weights_of_cross_attention_know_what_they_read_and_write(run):
+    """Of random matrices, entries above the mean ratio by one standard deviation."""
+    evidence = run.scan.evidence
+    columns = [row for row in WeightColumn(sigma=1.0).findings(evidence) if isinstance(row, Finding)]
+    lines = [row for row in WeightRow(sigma=1.0).findings(evidence) if isinstance(row, Finding)]
+    read = {(row.extra["role"], row.site) for row in columns if row.extra["role"].startswith("cross_")}
+    written = {(row.extra["role"], row.site) for row in lines if row.extra["role"].startswith("cross_")}
+    # What queries, keys and values of cross attention read has no site.
+    assert read == {("cross_q", None), ("cross_k", None), ("cross_v", None), ("cross_o", "cross_z")}
+    assert written == {
+        ("cross_q", "cross_q"),
+        ("cross_k", "cross_k"),
+        ("cross_v", "cross_v"),
+        ("cross_o", "cross_out"),
+    }
+    for row in columns:
+        if row.extra["role"] == "cross_o":
+            assert row.head == row.dim // 8
 
 
 def test_examples_hold_the_tokens_of_both_stacks(run):

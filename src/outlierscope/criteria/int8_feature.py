@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from outlierscope.criteria.finding import Kind
     from outlierscope.model.sites import Site
 
-INDEX_SPACES = (("attn_in", "mlp_in"), ("z",), ("mlp_post",))
+INDEX_SPACES = (("attn_in", "mlp_in"), ("z",), ("cross_z",), ("mlp_post",))
 """Sites whose dims mean the same thing: the dims of the residual stream, of the heads, of the neurons."""
 
 
@@ -38,7 +38,7 @@ class Int8Feature:
     inputs, affected or not.
 
     Row key: stack, index space (``extra["sites"]``), dim. ``score`` is the share of positions, ``layer`` and
-    ``site`` are where most tokens exceed. Dims of ``z`` and ``mlp_post`` have no meaning across layers in the
+    ``site`` are where most tokens exceed. Dims of ``z``, ``cross_z`` and ``mlp_post`` have no meaning across layers in the
     model itself; the rule is applied by index all the same, and ``extra["layers"]`` names the layers.
     """
 

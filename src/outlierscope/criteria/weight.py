@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from outlierscope.criteria.finding import Kind
 
 READS = {
-    "q": "attn_in", "k": "attn_in", "v": "attn_in", "qkv": "attn_in", "o": "z",
+    "q": "attn_in", "k": "attn_in", "v": "attn_in", "qkv": "attn_in", "o": "z", "cross_o": "cross_z",
     "gate": "mlp_in", "up": "mlp_in", "gate_up": "mlp_in", "down": "mlp_post",
 }  # fmt: skip
-"""Role of a matrix -> site that it reads: what its columns stand for."""
+"""Role of a matrix -> site that it reads: what its columns stand for, where the block has that site."""
 
 WRITES = {
     "q": "q",
     "k": "k",
     "v": "v",
     "o": "attn_out",
+    "cross_q": "cross_q",
+    "cross_k": "cross_k",
+    "cross_v": "cross_v",
+    "cross_o": "cross_out",
     "gate": "mlp_gate",
     "up": "mlp_up",
     "down": "mlp_out",

@@ -148,7 +148,7 @@ class Anatomy:
     Attributes:
         stacks: by name.
         proved: true when every layer's residual identities hold; false when some do not; ``None`` when the
-            model has no attention stack.
+            model has no attention.
         reason: why it is not proved, in one line; empty when it is.
     """
 

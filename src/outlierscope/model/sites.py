@@ -50,7 +50,7 @@ STACK_SITES, LAYER_SITES = tuple(SITES_OF_STACK), tuple(SITES_OF_LAYER)
 PATTERNS = ("pattern", "cross_pattern")
 """Weights of attention: seen by an observer of attention and not by a tap."""
 
-LINEAR_INPUTS = ("attn_in", "z", "mlp_in", "mlp_post")
+LINEAR_INPUTS = ("attn_in", "z", "cross_z", "mlp_in", "mlp_post")
 """Inputs of linear layers: what W8A8 schemes quantize."""
 
 ALL_SITES = (STACK_SITES[0], *LAYER_SITES, STACK_SITES[1])

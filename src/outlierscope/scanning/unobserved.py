@@ -43,10 +43,14 @@ def not_observed(
             }
         )
     if anatomy.proved is not True:
-        rows.append({"what": "anatomy", "why": anatomy.reason or "no attention stack was found"})
+        # A model without attention is no failure of the proof.
+        what = "attention" if anatomy.proved is None and anatomy.stacks else "anatomy"
+        rows.append({"what": what, "why": anatomy.reason or "no attention stack was found"})
     rows += beside_the_model(observed.origin)
     by_reason: dict[tuple[str, str], list[int | None]] = {}
     for site, why in (anatomy.missing | {Site.parse(site): why for site, why in unobserved.items()}).items():
+        if anatomy.proved is None and site.name in PATTERNS:
+            continue  # said above, of the whole model
         by_reason.setdefault((f"{site.stack} {site.name}", why), []).append(site.layer)
     rows += [
         {"what": what, "why": why, "layers": [layer for layer in layers if layer is not None]}

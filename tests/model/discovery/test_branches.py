@@ -297,7 +297,8 @@ def test_a_model_without_attention_is_observed_at_its_mixers(model, config, stac
     anatomy = discover(model)
     assert anatomy.proved is None
     assert anatomy.reason == (
-        f"{type(model).__name__} has no attention; its mixers and residual stream are observed"
+        f"{type(model).__name__} has no attention: sinks and heads are not observed; "
+        "its mixers are, at mixer_out"
     )
     assert list(anatomy.stacks) == [stack]
     inputs = example_inputs(model, seed=2)

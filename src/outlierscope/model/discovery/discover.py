@@ -80,7 +80,8 @@ def _discover(module: nn.Module) -> Anatomy:
         return Anatomy(stacks, not reasons, "; ".join(reasons))
     name = type(module).__name__
     if stacks:
-        return Anatomy(stacks, None, f"{name} has no attention; its mixers and residual stream are observed")
+        reason = "has no attention: sinks and heads are not observed; its mixers are, at mixer_out"
+        return Anatomy(stacks, None, f"{name} {reason}")
     return Anatomy({}, None, f"{name} has no stack of blocks that attend")
 
 
