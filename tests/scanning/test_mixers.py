@@ -149,3 +149,9 @@ def test_what_is_left_out_by_sites_could_not_be_judged(given):
     scan = outlierscope.scan(outlierscope.wrap(mamba()), given, length=70, sites=("mixer_out",))
     why = {row["what"]: row["why"] for row in scan.manifest["not_observed"]}
     assert why["massive"] == "it looks at resid_post, which --sites or --layers leave out"
+
+
+def test_a_hybrid_is_not_called_fine_for_what_its_mixers_read(hybrid):
+    scan, _ = hybrid
+    why = {row["what"]: row["why"] for row in scan.manifest["not_observed"]}
+    assert why["int8_per_token"].startswith("what was observed is fine, but ")

@@ -9,6 +9,7 @@ import torch
 from transformers import GptOssConfig, GptOssForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import outlierscope
+from outlierscope.criteria.formats import Int8PerTensor, Verdict, format_verdicts
 from tests.criteria.direct import massive_events
 from tests.scanning.plain_stacks import VOCABULARY, plain_decoder, sequences_of, sharpened
 
@@ -179,3 +180,19 @@ def test_what_single_experts_read_is_listed_with_its_reason(run):
     scan, _, _, _ = run
     row = next(row for row in scan.manifest["not_observed"] if row["what"] == "decoder mlp_post")
     assert (row["why"], row["layers"]) == ("each expert of the mixture sees tokens of its own", [0, 1])
+
+
+def test_no_rounding_format_is_called_fine_unless_all_its_inputs_were_seen():
+    scan = outlierscope.scan(outlierscope.wrap(mixtral()), sequences_of([40] * 10), length=40, exact=True)
+    verdicts = {
+        verdict.format: verdict for verdict in format_verdicts(scan.evidence) if isinstance(verdict, Verdict)
+    }
+    assert verdicts["float16"].word == "fine"
+    assert "int8_per_tensor" not in verdicts
+    why = {row["what"]: row["why"] for row in scan.manifest["not_observed"]}
+    assert why["int8_per_tensor"] == (
+        "what was observed is fine, but mlp_post of layer 0 is not (each expert of the mixture sees tokens of its own)"
+    )
+    strict = Int8PerTensor(fails=1e-6).verdict(scan.evidence)
+    assert isinstance(strict, Verdict)
+    assert strict.word == "fails"

@@ -180,6 +180,10 @@ class RoundingCriterion:
         if not ranking:
             return NotApplied(self.name, "no input of a linear layer was observed")
         word = self.word(ranking)
+        unseen = _unseen_inputs(evidence)
+        if word == "fine" and unseen:
+            # The other words hold for what was seen; this one speaks of all inputs.
+            return NotApplied(self.name, f"what was observed is fine, but {unseen}")
         if word == "fine":
             return Verdict(self.name, word, damage_per_layer(ranking), (), 0.0)
         total = sum(item.damage for item in ranking)
@@ -273,6 +277,15 @@ def damage_per_layer(ranking: list[LinearInput]) -> float:
 
 def _all_measured(evidence: Evidence, names: tuple[str, ...]) -> bool:
     return all(evidence.stat(site, "moments") is not None for site in evidence.anatomy.sites(*names))
+
+
+def _unseen_inputs(evidence: Evidence) -> str:
+    """Which inputs of linear layers the anatomy has no place for, and why; empty when it has all."""
+    for site, why in evidence.anatomy.missing.items():
+        if site.name in LINEAR_INPUTS:
+            return f"{site.name} of layer {site.layer} is not ({why})"
+    mixers = evidence.anatomy.sites("mixer_out")
+    return f"what the mixer of layer {mixers[0].layer} reads inside is not" if mixers else ""
 
 
 def _not_finite(evidence: Evidence, site: Site) -> bool:
