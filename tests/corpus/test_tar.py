@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -93,3 +94,22 @@ def test_fingerprint_follows_content(archive):
     assert make(archive).fingerprint() == first
     archive.write_bytes(archive.read_bytes()[:-1] + b"\x01")
     assert make(archive).fingerprint() != first
+
+
+@pytest.mark.parametrize("compression", ["gz", "xz"])
+def test_a_compressed_archive_with_damaged_bytes_is_one_error(tmp_path, compression):
+    path = tmp_path / "x.tgz"
+    with tarfile.open(path, f"w:{compression}") as file:
+        for name in ("a.png", "b.png", "c.png"):
+            member = tarfile.TarInfo(name)
+            member.size = 200_000
+            file.addfile(member, io.BytesIO(np.random.default_rng(0).bytes(member.size // 2).hex().encode()))
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 4000] = b"\xff" * 4000
+    if compression == "gz":  # a second member whose first block is of no known type
+        content = gzip.decompress(path.read_bytes())
+        data = bytearray(gzip.compress(content[:300_000]) + gzip.compress(b"")[:10] + b"\xff" * 4000)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"x\.tgz: damaged after \d files, or no \.tar"):
+        list(TarMembers(path, IMAGE_SUFFIXES, "images").items())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import tarfile
+import zlib
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +49,7 @@ class TarMembers:
                     file = archive.extractfile(member) if seen > start else None
                     if file is not None:
                         yield Item(member.name, file.read())
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise UserError(f"{self.path}: damaged after {seen} files, or no .tar ({error})") from None
 
     def fingerprint(self, wanted: int | None) -> str:  # noqa: ARG002  (one file is hashed as one)

@@ -65,7 +65,7 @@ def _works(shift: Callable[[Tensor], Tensor]) -> bool:
     labels = torch.tensor([[5, 6, 7], [5, IGNORED, IGNORED]])
     try:
         shifted = shift(labels)
-    except (ValueError, TypeError, RuntimeError, IndexError):
+    except (AttributeError, ValueError, TypeError, RuntimeError, IndexError):
         return False
     return isinstance(shifted, torch.Tensor) and shifted.shape == labels.shape and bool((shifted >= 0).all())
 
