@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WIDTH, HEADS, HEAD_WIDTH = 64, 4, 16
 VOCABULARY = 128
 BLOCKS = 2
-PATCHES = 14
+PATCHES = 32
 """Patches along either side of an image."""
 
 STREAM = re.compile(
