@@ -58,8 +58,8 @@ def render_page(rows: list[Row]) -> str:
         f"- {attending} of those have (or may have) a stack of blocks that attend; {counts['no attention']} have none;",
         f"- **{counts['proved']} of these {attending} ({share:.1%}) are proved in all their stacks**;"
         f" {counts['not proved']} are not, {counts['crashed']} crashed.\n",
-        "A model without a stack that attends is scanned by its weights; its mixers are not attention, and no pattern",
-        "can be observed.\n",
+        "A model of blocks without attention (state spaces, Fourier transforms) is scanned at what its mixers add and at",
+        "the residual stream where that was proved; any other is scanned by its weights.\n",
         "## Families with an attention stack\n",
         "Per stack: layout of its blocks; route by which attention is observed (`registry`: transformers' attention",
         "interface; `returned`: weights handed out by the module); sites that are not observed, with the reason.\n",

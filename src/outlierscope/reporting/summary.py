@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from outlierscope.criteria.catalogue import choose_criteria
 from outlierscope.criteria.formats import RangeCriterion, Verdict
-from outlierscope.reporting.coverage import coverage
 from outlierscope.reporting.curves import head_rows, layer_rows, model_figures
 from outlierscope.reporting.heads import attention_figures, attention_summaries, head_lines
 from outlierscope.reporting.outliers import OutlierLine, figures, outlier_lines
@@ -240,7 +239,6 @@ def _verdict(formats: list[FormatLine], outliers: list[OutlierLine], scan: Scan)
     unknown = [line.name for line in by_word.get("unknown", [])]
     if unknown:
         sentences.append(f"Not judged: {', '.join(unknown)} ({by_word['unknown'][0].cause}).")
-    sentences += coverage(scan.evidence.anatomy)
     return sentences
 
 
