@@ -113,8 +113,8 @@ def _stack_row(stack: StackAnatomy) -> StackRow:
 
 def examine_all(families: list[str]) -> list[Row]:
     """Examine families side by side, with a bar on stderr."""
-    # A fresh process now and then: what foreign code keeps in memory goes with the old one.
-    with multiprocessing.get_context("fork").Pool(PROCESSES, maxtasksperchild=60) as pool:
+    # A process each: what foreign code keeps in memory, which is bounded, must not be counted against the next.
+    with multiprocessing.get_context("fork").Pool(PROCESSES, maxtasksperchild=1) as pool:
         coming = pool.imap_unordered(examine, families, chunksize=1)
         bar = track(families, "families", console=Console(stderr=True))
         rows = [coming.next(timeout=30 * SECONDS) for _ in bar]

@@ -285,3 +285,10 @@ def test_any_module_can_be_wrapped():
 )
 def test_what_may_be_missing_stands_after_the_last_block(name, is_head):
     assert bool(HEADS.match(name)) is is_head
+
+
+def test_a_folder_without_a_tokenizer_has_none(tmp_path):
+    """transformers makes an empty one of it, with special tokens alone."""
+    loaded = load(save(tiny_gpt2(), tmp_path / "model"))
+    assert loaded.processor is None
+    assert loaded.processor_problem == "its files hold no vocabulary"

@@ -109,11 +109,21 @@ def _processor(source: Source, kind: str, trust_remote_code: bool) -> tuple[Any,
         problem = ""
         for found in candidates:
             try:
-                return found.from_pretrained(folder, trust_remote_code=trust_remote_code), problem
+                processor = found.from_pretrained(folder, trust_remote_code=trust_remote_code)
+                if kind != "text" or _has_words(processor):
+                    return processor, problem
+                problem = "its files hold no vocabulary"
             # Any trouble with it is told when it is needed: token ids can be scanned without a tokenizer.
             except Exception as error:
                 problem = f"{type(error).__name__}: {first_line(error)}"
         return None, problem
+
+
+def _has_words(processor: Any) -> bool:
+    """Whether a tokenizer is more than the empty one that transformers makes of a folder without its files."""
+    if not hasattr(processor, "convert_ids_to_tokens"):
+        return True
+    return bool(processor("the", add_special_tokens=False)["input_ids"])
 
 
 def _recall_conversion(observed: ObservedModel) -> None:

@@ -101,7 +101,7 @@ def summarize(scan: Scan) -> Summary:
     ]
     parts = [
         str(model["class"] or "weights without a config"),
-        f"{model['parameters'] / 1e6:,.1f} M parameters",
+        _parameters(model["parameters"]),
         _dtype(model),
         *_adapter(model),
         *shapes,
@@ -213,6 +213,10 @@ def _rounding_cause(scan: Scan, verdict: Verdict) -> str:
     if verdict.format != "int8_per_tensor":
         return text
     return f"{text}, whose range {_token(scan, worst)} sets with {number(worst.value)} (dim {worst.dim})"
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e6:,.1f} M parameters" if count >= 1e5 else f"{count / 1e3:,.1f} K parameters"
 
 
 def _verdict(formats: list[FormatLine], outliers: list[OutlierLine], scan: Scan) -> list[str]:

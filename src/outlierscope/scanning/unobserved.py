@@ -63,9 +63,9 @@ def not_observed(
     if left_out and settings.keeps_sites:
         rows.append({"what": ", ".join(left_out), "why": "not asked for; add them with --sites"})
     rows += [{"what": item.criterion, "why": item.reason} for item in not_applied]
-    rows.append(
-        {"what": "generation", "why": "a scan reads given text; what the model writes itself is not observed"}
-    )
+    if any(stack.name.startswith("decoder") for stack in anatomy.stacks.values()):
+        why = "a scan reads given text; what the model writes itself is not observed"
+        rows.append({"what": "generation", "why": why})
     return rows
 
 
