@@ -150,7 +150,7 @@ def _first_chain(blocks: list[Block], recording: Recording) -> tuple[Block, ...]
     """The blocks up to where the list starts anew on other hidden states: its first pass through shared blocks."""
     for index, (before, block) in enumerate(pairwise(blocks), 1):
         left, entered = recording.find(before.exit).value, recording.find(block.entrance).value
-        if block.entrance.call > 0 and not _equal(left, entered):
+        if block.entrance.call > 0 and not equal_tensors(left, entered):
             return tuple(blocks[:index])
     return tuple(blocks)
 
@@ -198,12 +198,13 @@ def _superseded(container: str, found: dict[str, BlockList], root: nn.Module, re
 def _hand_on(blocks: BlockList, recording: Recording) -> bool:
     """Whether some block is given just what the one before it gave: two attentions of one block are not."""
     return any(
-        _equal(recording.find(before.exit).value, recording.find(block.entrance).value)
+        equal_tensors(recording.find(before.exit).value, recording.find(block.entrance).value)
         for before, block in pairwise(blocks.blocks)
     )
 
 
-def _equal(first: Tensor, second: Tensor) -> bool:
+def equal_tensors(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have the same shape and the same values."""
     return first.shape == second.shape and torch.equal(first, second)
 
 

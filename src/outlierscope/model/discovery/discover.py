@@ -15,6 +15,7 @@ from outlierscope.model.anatomy import Anatomy, LayerAnatomy, Matrix, StackAnato
 from outlierscope.model.discovery.blocks import (
     Block,
     BlockList,
+    equal_tensors,
     find_block_lists,
     find_lists_without_attention,
 )
@@ -202,7 +203,7 @@ def _find_final_norm(root: nn.Module, stack: StackAnatomy, found: BlockList, who
         if passage.side != "input" or passage.module.startswith(blocks) or passage.order < last.order:
             continue
         through = whole.through(passage.module)
-        if through is None or passage is not through[0] or not _equal(passage.value, last.value):
+        if through is None or passage is not through[0] or not equal_tensors(passage.value, last.value):
             continue
         module = root.get_submodule(passage.module)
         if through[1].value.shape == last.value.shape and _forgets_scale(module, last.value):
@@ -223,7 +224,9 @@ def _forgets_scale(module: nn.Module, like: Tensor) -> bool:
     hidden = torch.randn(like.shape, generator=generator, device=like.device).to(like.dtype)
     with torch.no_grad():
         once, scaled = module(hidden).float(), module(hidden * 8).float()
-    return not _equal(once, hidden.float()) and bool((once - scaled).abs().max() <= 2e-2 * once.abs().max())
+    return not equal_tensors(once, hidden.float()) and bool(
+        (once - scaled).abs().max() <= 2e-2 * once.abs().max()
+    )
 
 
 def _stack_name(root: nn.Module, found: BlockList, whole: Recording) -> str:
@@ -257,10 +260,6 @@ def _hides_later(root: nn.Module, found: BlockList, whole: Recording) -> bool:
     except ProofError:
         return False
     return not sees_later_tokens(trial)
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and torch.equal(first, second)
 
 
 def _shorten(reasons: list[str]) -> str:
