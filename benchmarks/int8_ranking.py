@@ -256,7 +256,7 @@ def main() -> None:
         length=options.length,
         batch_size=options.batch,
         only=("format",),
-        sites=LINEAR_INPUTS,
+        sites=tuple(name for name in LINEAR_INPUTS if observed.anatomy.sites(name)),
     )
     scan = outlierscope.scan(observed, options.data, settings=settings)
     settings = replace(settings, tokens=options.tokens)
