@@ -178,8 +178,11 @@ def test_weight_findings_name_the_expert(run, criterion, axis):
 
 def test_what_single_experts_read_is_listed_with_its_reason(run):
     scan, _, _, _ = run
-    row = next(row for row in scan.manifest["not_observed"] if row["what"] == "decoder mlp_post")
-    assert (row["why"], row["layers"]) == ("each expert of the mixture sees tokens of its own", [0, 1])
+    why = "each expert of the mixture sees tokens of its own"
+    (row,) = [row for row in scan.manifest["not_observed"] if row["why"] == why]
+    assert row["what"].startswith("decoder ")
+    assert "mlp_post" in row["what"]
+    assert row["layers"] == [0, 1]
 
 
 def test_no_rounding_format_is_called_fine_unless_all_its_inputs_were_seen():

@@ -165,9 +165,8 @@ def _super_weight(rows: list[Row]) -> str:
 
 
 def _systematic_attention(rows: list[Row]) -> str:
-    return (
-        f"{_tokens(rows)} receives at least a tenth of all attention, {layers(row['layer'] for row in rows)}"
-    )
+    verb = "receives" if len({(row["token_id"], row["token_class"]) for row in rows}) == 1 else "receive"
+    return f"{_tokens(rows)} {verb} at least a tenth of all attention, {layers(row['layer'] for row in rows)}"
 
 
 def _value_drain(rows: list[Row]) -> str:

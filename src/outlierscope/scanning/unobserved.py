@@ -47,14 +47,19 @@ def not_observed(
         what = "attention" if anatomy.proved is None and anatomy.stacks else "anatomy"
         rows.append({"what": what, "why": anatomy.reason or "no attention stack was found"})
     rows += beside_the_model(observed.origin)
-    by_reason: dict[tuple[str, str], list[int | None]] = {}
+    layers_of: dict[tuple[str, str, str], list[int]] = {}
     for site, why in (anatomy.missing | {Site.parse(site): why for site, why in unobserved.items()}).items():
         if anatomy.proved is None and site.name in PATTERNS:
             continue  # said above, of the whole model
-        by_reason.setdefault((f"{site.stack} {site.name}", why), []).append(site.layer)
+        layers = layers_of.setdefault((site.stack, site.name, why), [])
+        if site.layer is not None:
+            layers.append(site.layer)
+    names_of: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
+    for (stack_name, site_name, why), layers in layers_of.items():
+        names_of.setdefault((stack_name, why, tuple(layers)), []).append(site_name)
     rows += [
-        {"what": what, "why": why, "layers": [layer for layer in layers if layer is not None]}
-        for (what, why), layers in by_reason.items()
+        {"what": f"{stack_name} {', '.join(names)}", "why": why, "layers": list(layers_there)}
+        for (stack_name, why, layers_there), names in names_of.items()
     ]
     left_out = [
         name for name in (*STACK_SITES, *LAYER_SITES) if name not in settings.sites and anatomy.sites(name)
