@@ -26,6 +26,7 @@ PRIMARY = (
     "bbox",
     "pixel_values",
     "pixel_values_videos",
+    "flattened_patches",
     "input_features",
     "input_values",
     "visual_feats",
@@ -39,7 +40,13 @@ FROM_OTHERS = ("encoder_hidden_states",)
 """What some parts read of other parts."""
 
 COMPANIONS = {
-    "pixel_values": ("image_attention_mask", "aspect_ratio_ids", "aspect_ratio_mask", "image_position_ids"),
+    "pixel_values": (
+        "image_attention_mask",
+        "aspect_ratio_ids",
+        "aspect_ratio_mask",
+        "image_position_ids",
+        "target_sizes",
+    ),
     "input_ids": ("attention_mask",),
     "input_features": ("input_features_mask", "feature_attention_mask"),
 }

@@ -15,9 +15,19 @@ SEQUENCES, TOKENS = 2, 12
 SIDE = 4
 """Patches on each side of an image whose size is free."""
 
-IMAGE_LAYOUTS = ("image", "frames", "images", "tiles", "packed patches", "square patches", "padded patches")
-"""[B, C, H, W]; [B, F, C, H, W]; [B, 1, C, H, W]; [B, 1, tiles, C, H, W]; of one image [N, C * t * p * p] or
-[N, C, p, p]; [B, N, C * p * p]."""
+IMAGE_LAYOUTS = (
+    "image",
+    "frames",
+    "flat frames",
+    "images",
+    "tiles",
+    "packed patches",
+    "square patches",
+    "padded patches",
+    "strip",
+)
+"""[B, C, H, W]; [B, F, C, H, W]; [B * F, C, H, W]; [B, 1, C, H, W]; [B, 1, tiles, C, H, W]; of one image
+[N, C * t * p * p] or [N, C, p, p]; [B, N, C * p * p]; patches in a row [1, C, p, N * p]."""
 
 SOUND_LAYOUTS = ("bins first", "frames first", "samples", "channel", "channel of frames")
 """[B, bins, frames]; [B, frames, bins]; [B, samples]; [B, 1, samples]; [B, 1, frames, bins]."""
@@ -74,6 +84,8 @@ class ExampleTensors:
             "image_attention_mask": lambda: torch.ones(SEQUENCES, TOKENS, 1, dtype=torch.int64),
             "aspect_ratio_ids": lambda: torch.ones(SEQUENCES, 1, dtype=torch.int64),
             "aspect_ratio_mask": lambda: torch.ones(SEQUENCES, 1, self._tiles(), dtype=torch.int64),
+            "target_sizes": lambda: torch.tensor([[SIDE, SIDE]]),  # [images, 2]: of the one image of a strip
+            "flattened_patches": self._flattened_patches,
             "merge_sizes": lambda: torch.ones(1, dtype=torch.int64),
             "hidden_states": self._hidden_states,
             "inputs_embeds": self._hidden_states,
@@ -143,6 +155,10 @@ class ExampleTensors:
         rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
         return torch.stack([columns, rows], dim=-1).reshape(1, -1, 2).repeat(SEQUENCES, 1, 1)  # [B, N, 2]
 
+    def _flattened_patches(self) -> Tensor:
+        places = self._patch_positions().flip(-1).float()  # [B, N, 2]: row and column
+        return torch.cat([places, self._pixels("padded patches")], dim=-1)  # [B, N, 2 + C * p * p]
+
     def _tiles(self) -> int:
         return self._number("max_num_tiles", otherwise=4)
 
@@ -154,6 +170,8 @@ class ExampleTensors:
             return self._random(SIDE * SIDE, channels * depth * patch[0] * patch[1])
         if layout == "square patches":
             return self._random(SIDE * SIDE, channels, *patch)
+        if layout == "strip":
+            return self._random(1, channels, patch[0], SIDE * SIDE * patch[1])
         if layout == "padded patches":
             return self._random(SEQUENCES, SIDE * SIDE, channels * patch[0] * patch[1])
         height, width = _pair(self._first("image_size", "img_size", "input_size", "crop_size") or 224)
@@ -161,8 +179,10 @@ class ExampleTensors:
             return self._random(SEQUENCES, 1, channels, height, width)
         if layout == "tiles":
             return self._random(SEQUENCES, 1, self._tiles(), channels, height, width)
+        frames = self._number("num_frames", "frames_per_clip", otherwise=2)
+        if layout == "flat frames":
+            return self._random(SEQUENCES * frames, channels, height, width)
         if layout == "frames":
-            frames = self._number("num_frames", "frames_per_clip", otherwise=2)
             return self._random(SEQUENCES, frames, channels, height, width)
         return self._random(SEQUENCES, channels, height, width)
 

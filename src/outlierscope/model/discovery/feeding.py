@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from outlierscope.errors import UserError
 from outlierscope.model.discovery.blocks import block_lists, record_whole
 from outlierscope.model.discovery.example_inputs import input_candidates
+from outlierscope.model.discovery.owner_inputs import owner_inputs, width_asked_for, widths_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from outlierscope.model.discovery.recording import Recording
+
+
+MOST_WIDTHS = 4
+"""So many widths of hidden states are tried before no more are learned from messages."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Fed:
 
 def feed(root: nn.Module) -> tuple[list[Fed], list[str]]:
     """Run a model with the simplest inputs that reach all its stacks, and what they leave out tower by tower.
+
+    A list of blocks that no such pass reaches is entered through a module that holds it, with hidden states.
 
     Returns:
         The passes that ran, and a reason for every part that may attend but could not be run.
@@ -51,6 +57,11 @@ def feed(root: nn.Module) -> tuple[list[Fed], list[str]]:
         else:
             failures[entry] = passed
             waiting += _outermost(_towers(root, entry))
+    if _idle_lists(root, fed) and "" not in failures:
+        fed = _widened(root, fed)
+    for container in _idle_lists(root, fed):
+        if _idle_lists(root, fed, container):  # the owner of another list may have run this one as well
+            fed += _run_owner(root, container, fed)
     reasons = []
     for container in _idle_lists(root, fed):
         tried = [entry for entry in failures if _is_in(container, entry)]
@@ -58,8 +69,21 @@ def feed(root: nn.Module) -> tuple[list[Fed], list[str]]:
     return fed, list(dict.fromkeys(reasons))
 
 
-def _run(root: nn.Module, entry: str) -> Fed | str:
-    """The first pass that leaves nothing idle that could not be fed alone, else the best; or why none ran."""
+def _widened(root: nn.Module, fed: list[Fed]) -> list[Fed]:
+    """The same passes, the first of which reaches more of the whole model: of the towers that run in no other way."""
+    whole = _run(root, "", towers_apart=False)
+    if not isinstance(whole, Fed):
+        return fed
+    others = [passed for passed in fed if passed.entry and _is_idle(root, passed.entry, [whole])]
+    wider = [whole, *others]
+    return wider if len(_idle_lists(root, wider)) < len(_idle_lists(root, fed)) else fed
+
+
+def _run(root: nn.Module, entry: str, towers_apart: bool = True) -> Fed | str:
+    """The first pass that leaves nothing idle, else the best; or why none ran.
+
+    With ``towers_apart`` what could be fed alone may stay idle.
+    """
     module = root.get_submodule(entry)
     best: tuple[int, Fed] | None = None
     failure = ""
@@ -71,7 +95,8 @@ def _run(root: nn.Module, entry: str) -> Fed | str:
                 message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 failure = failure or f"a tiny forward pass of {type(module).__name__} failed ({message})"
                 continue
-            towers = [name for name in _towers(root, entry) if _is_idle(root, name, [passed])]
+            towers = _towers(root, entry) if towers_apart else []
+            towers = [name for name in towers if _is_idle(root, name, [passed])]
             left = [
                 container
                 for container in _idle_lists(root, [passed], entry)
@@ -86,6 +111,44 @@ def _run(root: nn.Module, entry: str) -> Fed | str:
             raise
         failure = failure or str(error)
     return best[1] if best is not None else failure
+
+
+def _run_owner(root: nn.Module, container: str, fed: list[Fed]) -> list[Fed]:
+    """A pass that calls a list's elements, and none called before: of the outermost of its owners that takes it."""
+    parts = container.split(".")
+    block = next(iter(root.get_submodule(container).children()))
+    before = set(_called_lists(root, fed))
+    for length in range(len(parts)):
+        entry = ".".join(parts[:length])
+        module = root.get_submodule(entry)
+        if isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+            continue
+        widths: list[int] = []
+        learned = widths_of(block)
+        while learned:  # a failed pass may name the width that it wants
+            widths, learned = [*widths, *learned], []
+            for inputs in owner_inputs(module, widths):
+                try:
+                    passed = Fed(entry, record_whole(root, inputs, entry))
+                except Exception as error:  # foreign code may fail in any way; that of its own inputs is told
+                    asked = width_asked_for(error)
+                    if asked and asked not in (*widths, *learned) and len(widths) < MOST_WIDTHS:
+                        learned.append(asked)
+                    continue
+                called = set(_called_lists(root, [passed]))
+                if container in called and not called & before:
+                    return [passed]
+    return []
+
+
+def _called_lists(root: nn.Module, fed: list[Fed]) -> list[str]:
+    """Lists with an element that may attend, some element of which was called."""
+    return [
+        container
+        for container, names in block_lists(root).items()
+        if any(may_attend(root.get_submodule(name)) for name in names)
+        and not all(_is_idle(root, name, fed) for name in names)
+    ]
 
 
 def _towers(root: nn.Module, entry: str) -> list[str]:
