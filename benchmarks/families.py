@@ -67,7 +67,7 @@ def examine(family: str) -> Row:
     try:
         for model in tiny_models(family):
             anatomy = discover(model)
-            if not row.model or len(anatomy.stacks) > len(row.stacks):
+            if not row.model or anatomy.proved or len(anatomy.stacks) > len(row.stacks):
                 row.model = type(model).__name__
                 row.status = {True: "proved", False: "not proved", None: "no attention"}[anatomy.proved]
                 row.reason = anatomy.reason

@@ -27,7 +27,7 @@ PATCHES = 32
 
 STREAM = re.compile(
     r"(.*_)?(hidden_size|d_model|n_embd|embed_dim|hidden_dim|model_dim|hidden_channels|text_dim)|dim|width|"
-    r"embedding_size|d_hidden|emb_dim|d_latents|word_embed_proj_dim|attention_hidden_size|lru_width|hidden_width|embedding_dim"
+    r"embedding_size|d_hidden|emb_dim|d_latents|word_embed_proj_dim|lru_width|hidden_width|embedding_dim"
 )
 NO_STREAM = re.compile(
     r"(mlp|ffn|ff|moe|expert|intermediate|bottleneck|patch|vq|codebook|iou|fpn|audio_proj)_.*"
@@ -49,12 +49,15 @@ BY_STAGE = re.compile(
     r"hidden_sizes|embed_dims?|embed_dim_per_stage|dim_embed|widths|num_attention_heads_per_stage"
 )
 STAGE_DEPTHS = re.compile(r"depths|blocks_per_stage|stage_depths|num_blocks|block_sizes")
+QUERIES = re.compile(r"num_queries")
+FRAMES = re.compile(r"frames_per_clip")
+IMAGE_SIDE = re.compile(r"image_size|crop_size")
 TOKEN = re.compile(r".*(token_id|token_index|_id)")
 POSITIONS = re.compile(r".*(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length)")
 INNER = re.compile(
     r"(.*_)?(intermediate_size|ffn_dim|d_ff|mlp_dim|n_inner|ffn_hidden_size|feedforward_channels|inner_dim|ffn_size|"
     r"dim_feedforward|expert_dim|proj_dim|projection_dim|projector_dim|lora_rank|mlp_hidden_size|bottleneck_size|"
-    r"hidden_size_per_layer_input|intermediate_dim|feedforward_dim)"
+    r"hidden_size_per_layer_input|intermediate_dim|feedforward_dim|attention_hidden_size)"
 )
 
 
@@ -62,8 +65,8 @@ MAXIMUM = 300_000_000
 """Parameters of the largest model that is built."""
 
 
-ATTEMPTS = 3
-"""Models that are tried of one family."""
+GENTLE = 1536
+"""Widest residual stream that is left as it is where a model made smaller does not run."""
 
 
 class NotBuilt(Exception):  # noqa: N818  # an outcome that the table reports
@@ -83,10 +86,15 @@ def tiny_models(family: str) -> Iterator[PreTrainedModel]:
         described = kind().to_dict()
     except Exception as error:  # of any configuration class
         raise NotBuilt(f"its default configuration does not build ({_reason(error)})") from error
-    built = 0
+    tried: list[dict[str, Any]] = []
+    built = False
     for how in WAYS:
+        values = tiny_values(described, **how)
+        if values in tried:
+            continue
+        tried.append(values)
         try:
-            config = kind(**tiny_values(described, **how))
+            config = kind(**values)
             with torch.device("meta"):
                 blank = make(config)
             if sum(parameter.numel() for parameter in blank.parameters()) > MAXIMUM:
@@ -100,22 +108,22 @@ def tiny_models(family: str) -> Iterator[PreTrainedModel]:
             first = first or f"no tiny configuration builds ({_reason(error)})"
             continue
         yield model
-        built += 1
-        if built == ATTEMPTS:
-            return
+        built = True
     if not built:
         raise NotBuilt(first or "")
 
 
-WAYS: tuple[dict[str, bool], ...] = (
+WAYS: tuple[dict[str, Any], ...] = (
     {},
     {"fill": True},
     {"fill": True, "keep_head_size": True},
+    {"fill": True, "kept_width": GENTLE},
     {"fill": True, "cut": False},
     {"fill": True, "narrow": False},
     {"narrow": False, "cut": False},
+    {"fill": True, "kept_width": GENTLE, "keep_images": True},
 )
-"""Ways to make a configuration tiny, the smallest first."""
+"""Ways to make a configuration tiny, the smallest first, but for the slowest, whose images are large."""
 
 
 def _reason(error: Exception | None) -> str:
@@ -127,11 +135,12 @@ DERIVED = (
     "transformers_version",
     "architectures",
     "stage_names",
-    "out_features",
-    "out_indices",
     "per_layer_config",
 )
 """What a configuration says of itself that its class works out anew."""
+
+OUTPUTS = ("out_features", "out_indices")
+"""Which stages of a backbone are read; where a stage is a block, few of them are left."""
 
 
 def tiny_values(
@@ -140,6 +149,8 @@ def tiny_values(
     cut: bool = True,
     narrow: bool = True,
     keep_head_size: bool = False,
+    kept_width: int = 0,
+    keep_images: bool = False,
     fill: bool = False,
 ) -> dict[str, Any]:
     """Keyword arguments of a tiny configuration, from what the default one says of itself.
@@ -149,10 +160,20 @@ def tiny_values(
         cut: whether it gets few blocks.
         narrow: whether widths and heads are made small.
         keep_head_size: whether heads keep their size, and the width follows from it.
+        kept_width: the widest residual stream that stays as it is, with its heads.
+        keep_images: whether images keep their size.
         fill: whether numbers that the default leaves open are given.
     """
-    how = {"cut": cut, "narrow": narrow, "keep_head_size": keep_head_size, "fill": fill}
-    described = {name: value for name, value in described.items() if name not in DERIVED}
+    how: dict[str, Any] = {
+        "cut": cut,
+        "narrow": narrow,
+        "keep_head_size": keep_head_size,
+        "kept_width": kept_width,
+        "keep_images": keep_images,
+        "fill": fill,
+    }
+    left_out = DERIVED if "depths" in described else DERIVED + OUTPUTS
+    described = {name: value for name, value in described.items() if name not in left_out}
     sizes = _sizes(described, **how)
     values: dict[str, Any] = {}
     for name, value in described.items():
@@ -165,13 +186,11 @@ def tiny_values(
                 values[name].setdefault(
                     "mrope_section",
                     _parts_of(
-                        int(sizes.head_width * (value.get("partial_rotary_factor") or 1)) // 2, [2, 3, 3]
+                        int(sizes.head_width * (value.get("partial_rotary_factor") or 1)) // 2, [3, 3, 2]
                     ),
                 )
-        elif value is None and fill:
-            values[name] = next(
-                (small for pattern, small in OPEN.items() if re.fullmatch(pattern, name)), None
-            )
+        elif fill and (value is None or value in ([], ())):
+            values[name] = _filled(name, value, described)
         elif isinstance(value, bool) or not isinstance(value, int):
             values[name] = _tiny_list(name, value, sizes)
         else:
@@ -179,7 +198,15 @@ def tiny_values(
     return values | _state_heads(described, sizes)
 
 
-OPEN = {
+def _filled(name: str, value: Any, described: dict[str, Any]) -> Any:
+    """What stands for a value that the default leaves open: a default is the first of what there is."""
+    choices = described.get(f"{name.removeprefix('default_')}s")
+    if name.startswith("default_") and isinstance(choices, list | tuple) and choices:
+        return choices[0]
+    return next((small for pattern, small in OPEN.items() if re.fullmatch(pattern, name)), value)
+
+
+OPEN: dict[str, Any] = {
     KEY_VALUE_HEADS.pattern: HEADS,
     HEAD_SIZE.pattern: HEAD_WIDTH,
     VOCABULARIES.pattern: VOCABULARY,
@@ -188,8 +215,10 @@ OPEN = {
     CHOSEN_EXPERTS.pattern: 2,
     r"prediction_length": 8,
     r"pad_token_id": 0,
+    r"sliding_window": 8,
+    r"projector_scale_factors": [1.0],
 }
-"""Numbers that some defaults leave open."""
+"""What some defaults leave open."""
 
 
 @dataclass(frozen=True)
@@ -205,9 +234,19 @@ class Sizes:
     head_width: int
     narrow: bool
     patch: int
+    side: int
 
 
-def _sizes(described: dict[str, Any], *, cut: bool, narrow: bool, keep_head_size: bool, fill: bool) -> Sizes:
+def _sizes(
+    described: dict[str, Any],
+    *,
+    cut: bool,
+    narrow: bool,
+    keep_head_size: bool,
+    kept_width: int,
+    keep_images: bool,
+    fill: bool,
+) -> Sizes:
     del fill
     stream = _first(described, STREAM, NO_STREAM)
     heads = _first(described, HEAD_COUNT)
@@ -221,6 +260,14 @@ def _sizes(described: dict[str, Any], *, cut: bool, narrow: bool, keep_head_size
         for name, value in described.items()
     )
     head_width = head_size if keep_head_size and head_size else HEAD_WIDTH
+    if (
+        not keep_head_size
+        and heads
+        and stream
+        and described.get("attention_hidden_size") == heads * head_size
+    ):
+        head_width = heads * head_size * WIDTH // stream // HEADS  # heads share a width of their own
+    patch = _number(described.get("patch_size"))
     return Sizes(
         stream,
         heads,
@@ -229,8 +276,9 @@ def _sizes(described: dict[str, Any], *, cut: bool, narrow: bool, keep_head_size
         HEADS * head_width if keep_head_size else WIDTH,
         blocks if cut else layers,
         head_width,
-        narrow and not by_stage,
-        _number(described.get("patch_size")),
+        narrow and not by_stage and stream > kept_width,
+        patch,
+        0 if keep_images else PATCHES * patch or 128,
     )
 
 
@@ -295,8 +343,12 @@ def _tiny(name: str, value: int, sizes: Sizes) -> int:
         return min(value, 2)
     if POSITIONS.fullmatch(name):
         return min(value, 512)
-    if name == "image_size" and value > PATCHES * sizes.patch:
-        return min(value, PATCHES * sizes.patch or 128)
+    if QUERIES.fullmatch(name):
+        return min(value, 16)
+    if FRAMES.fullmatch(name):
+        return min(value, 4)
+    if IMAGE_SIDE.fullmatch(name):
+        return min(value, sizes.side or value)
     if name == "num_kv_shared_layers" and sizes.blocks < sizes.layers:
         return 0
     if COUNT_OF_BLOCKS.fullmatch(name) and not NO_BLOCKS.fullmatch(name):

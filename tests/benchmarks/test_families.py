@@ -162,3 +162,53 @@ def test_heads_of_state_space_mixers_multiply_to_the_expanded_width():
 def test_no_family_that_was_proved_is_lost():
     ran = run("--check")
     assert ran.returncode == 0, ran.stderr[-4000:]
+
+
+def test_tiny_values_of_parts_that_depend_on_each_other():
+    from tiny_configs import tiny_values
+
+    tower = {"model_type": "tower", "hidden_size": 768, "num_attention_heads": 12, "image_size": 1024}
+    described = {
+        "hidden_size": 4096,
+        "vision_config": tower | {"patch_size": 16},
+        "num_queries": 300,
+        "frames_per_clip": 64,
+        "languages": ["en", "fr"],
+        "default_language": None,
+        "sliding_window": None,
+    }
+    small = tiny_values(described)
+    assert (small["vision_config"]["hidden_size"], small["vision_config"]["image_size"]) == (64, 512)
+    assert (small["num_queries"], small["frames_per_clip"]) == (16, 4)
+    assert small["default_language"] is None
+    filled = tiny_values(described, fill=True)
+    assert (filled["default_language"], filled["sliding_window"]) == ("en", 8)
+    gentle = tiny_values(described, kept_width=1024)
+    assert gentle["hidden_size"] == 64
+    assert (gentle["vision_config"]["hidden_size"], gentle["vision_config"]["num_attention_heads"]) == (
+        768,
+        12,
+    )
+    assert gentle["vision_config"]["image_size"] == 512
+    assert tiny_values(described, keep_images=True)["vision_config"]["image_size"] == 1024
+
+
+def test_stages_that_are_read_stay_where_no_block_is_a_stage():
+    from tiny_configs import tiny_values
+
+    read = {"out_features": ["stage2", "stage3"], "out_indices": [2, 3]}
+    assert tiny_values({"depths": [3, 4, 6]} | read) == {"depths": [3, 4, 6]} | read
+    assert tiny_values({"num_hidden_layers": 12} | read) == {"num_hidden_layers": 2}
+
+
+def test_heads_with_a_width_of_their_own_keep_its_proportion():
+    from tiny_configs import tiny_values
+
+    described = {
+        "hidden_size": 1024,
+        "attention_hidden_size": 2048,
+        "num_attention_heads": 16,
+        "head_dim": 128,
+    }
+    small = tiny_values(described)
+    assert (small["attention_hidden_size"], small["num_attention_heads"], small["head_dim"]) == (128, 4, 32)

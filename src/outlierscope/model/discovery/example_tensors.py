@@ -166,7 +166,7 @@ class ExampleTensors:
         channels = self._number("num_channels", "in_channels", "in_chans", otherwise=3)
         patch = _pair(self._first("patch_size") or 16)
         if layout == "packed patches":
-            depth = self._number("temporal_patch_size")
+            depth = self._number("temporal_patch_size", "patch_temporal")
             return self._random(SIDE * SIDE, channels * depth * patch[0] * patch[1])
         if layout == "square patches":
             return self._random(SIDE * SIDE, channels, *patch)
