@@ -30,7 +30,7 @@ STREAM = re.compile(
     r"embedding_size|d_hidden|emb_dim|d_latents|word_embed_proj_dim|lru_width|hidden_width|embedding_dim"
 )
 NO_STREAM = re.compile(
-    r"(mlp|ffn|ff|moe|expert|intermediate|bottleneck|patch|vq|codebook|iou|fpn|audio_proj)_.*"
+    r"(mlp|ffn|ff|moe|expert|intermediate|bottleneck|patch|vq|codebook|iou|fpn|audio_proj)_.*|attention_hidden_size"
 )
 HEAD_COUNT = re.compile(r"(.*_)?(num_attention_heads|attention_heads|num_heads|n_heads?|heads|nhead)")
 KEY_VALUE_HEADS = re.compile(r".*(key_value_heads|num_kv_heads|n_head_kv|kv_n_heads|multi_query_group_num)")
