@@ -135,12 +135,11 @@ DERIVED = (
     "transformers_version",
     "architectures",
     "stage_names",
+    "out_features",
+    "out_indices",
     "per_layer_config",
 )
 """What a configuration says of itself that its class works out anew."""
-
-OUTPUTS = ("out_features", "out_indices")
-"""Which stages of a backbone are read; where a stage is a block, few of them are left."""
 
 
 def tiny_values(
@@ -172,8 +171,7 @@ def tiny_values(
         "keep_images": keep_images,
         "fill": fill,
     }
-    left_out = DERIVED if "depths" in described else DERIVED + OUTPUTS
-    described = {name: value for name, value in described.items() if name not in left_out}
+    described = {name: value for name, value in described.items() if name not in DERIVED}
     sizes = _sizes(described, **how)
     values: dict[str, Any] = {}
     for name, value in described.items():

@@ -193,12 +193,11 @@ def test_tiny_values_of_parts_that_depend_on_each_other():
     assert tiny_values(described, keep_images=True)["vision_config"]["image_size"] == 1024
 
 
-def test_stages_that_are_read_stay_where_no_block_is_a_stage():
+def test_which_stages_are_read_is_left_to_the_configuration_class():
     from tiny_configs import tiny_values
 
-    read = {"out_features": ["stage2", "stage3"], "out_indices": [2, 3]}
-    assert tiny_values({"depths": [3, 4, 6]} | read) == {"depths": [3, 4, 6]} | read
-    assert tiny_values({"num_hidden_layers": 12} | read) == {"num_hidden_layers": 2}
+    described = {"num_hidden_layers": 12, "out_features": ["stage12"], "out_indices": [12]}
+    assert tiny_values(described) == {"num_hidden_layers": 2}
 
 
 def test_heads_with_a_width_of_their_own_keep_its_proportion():
