@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from outlierscope.model.anatomy import StackAnatomy
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
-SECONDS = 45
+SECONDS = 60
 """A family that takes more of a processor's time than this is given up."""
 
 PROCESSES = 2
