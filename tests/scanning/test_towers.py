@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, SpeechT5Config, SpeechT5Model
 
 import outlierscope
 from outlierscope.errors import UserError
@@ -76,3 +76,23 @@ def test_token_ids_run_the_text_tower(clip):
 def test_pictures_need_an_image_processor(clip, pictures):
     with pytest.raises(UserError, match="comes without the image processor that pictures need"):
         outlierscope.scan(outlierscope.wrap(clip), pictures)
+
+
+def test_stacks_that_only_hidden_states_reach_are_refused_with_what_can_be_done():
+    config = SpeechT5Config(
+        hidden_size=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        encoder_layerdrop=0.0,
+        decoder_layerdrop=0.0,
+    )
+    observed = outlierscope.wrap(SpeechT5Model(config).eval())
+    assert observed.anatomy.proved
+    assert observed.anatomy.stacks["audio"].entry
+    words = r"proved with hidden states given to \S+, and no kind of data reaches them; only its weights"
+    with pytest.raises(UserError, match=words):
+        outlierscope.scan(observed, [[1, 2, 3]])

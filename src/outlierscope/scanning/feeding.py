@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import PreTrainedModel
 
 from outlierscope.corpus.open import DEFAULT_LENGTH, open_corpus
 from outlierscope.corpus.open_media import Sight
@@ -73,6 +75,13 @@ def _fed(model: ObservedModel, data: object) -> tuple[str, StackAnatomy]:
         raise UserError(f"{model.name}: {model.anatomy.reason or 'no stack of transformer blocks was found'}")
     # A stack with cross attention is fed along with the one that it reads: an encoder-decoder's decoder.
     entered = [stack for stack in stacks if not _reads_another(stack)] or stacks
+    reached = [stack for stack in entered if _takes_data(model, stack)]
+    if not reached:
+        raise UserError(
+            f"{model.name}: its stacks were proved with hidden states given to {entered[0].entry}, and no kind of data "
+            "reaches them; only its weights can be scanned (--only weight)"
+        )
+    entered = reached
     by_kind: dict[str, StackAnatomy] = {}
     for stack in entered:
         by_kind.setdefault(stack_kind(stack.name), stack)
@@ -80,6 +89,13 @@ def _fed(model: ObservedModel, data: object) -> tuple[str, StackAnatomy]:
         return model.kind, entered[0]
     wanted = _kind_of(data, by_kind)
     return (wanted, by_kind[wanted]) if wanted in by_kind else next(iter(by_kind.items()))
+
+
+def _takes_data(model: ObservedModel, stack: StackAnatomy) -> bool:
+    """Whether what is run to feed a stack is a model with inputs of its own, not a part that takes hidden states."""
+    runner = model.runner(stack.name)
+    first = next(iter(inspect.signature(runner.forward).parameters), "")
+    return not stack.entry or (isinstance(runner, PreTrainedModel) and not first.endswith("hidden_states"))
 
 
 def _kind_of(data: object, known: Collection[str]) -> str:
