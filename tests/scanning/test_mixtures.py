@@ -180,8 +180,9 @@ def test_what_single_experts_read_is_listed_with_its_reason(run):
     scan, _, _, _ = run
     why = "each expert of the mixture sees tokens of its own"
     (row,) = [row for row in scan.manifest["not_observed"] if row["why"] == why]
-    assert row["what"].startswith("decoder ")
-    assert "mlp_post" in row["what"]
+    stack, _, sites = row["what"].partition(" ")
+    assert stack == "decoder"
+    assert sorted(sites.split(", ")) == ["mlp_act", "mlp_gate", "mlp_post", "mlp_up"]
     assert row["layers"] == [0, 1]
 
 
