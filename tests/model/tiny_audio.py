@@ -80,3 +80,13 @@ def tiny_speech_to_text():
     )
     extractor = transformers.Speech2TextFeatureExtractor(feature_size=20, num_mel_bins=20)
     return transformers.Speech2TextModel(config).eval(), extractor
+
+
+def tiny_streaming():
+    """Any length; a position sees 4 before it and 1 after it, which is told to attention as a boolean mask."""
+    torch.manual_seed(0)
+    config = transformers.NemotronAsrStreamingEncoderConfig(
+        **SIZES, sliding_window=5, default_num_lookahead_tokens=1, subsampling_conv_channels=16
+    )
+    extractor = transformers.NemotronAsrStreamingFeatureExtractor()
+    return transformers.NemotronAsrStreamingEncoder(config).eval(), extractor

@@ -15,6 +15,7 @@ from tests.model.tiny_audio import (
     RATE,
     tiny_spectrogram_transformer,
     tiny_speech_to_text,
+    tiny_streaming,
     tiny_wav2vec2,
     tiny_whisper,
 )
@@ -41,6 +42,7 @@ MODELS = {
     "whisper": (tiny_whisper, 320.0, [50, 75, 75, 100, 100, 10]),
     "spectrogram": (tiny_spectrogram_transformer, 1280.0, [47] * 5),
     "speech_to_text": (tiny_speech_to_text, 640.0, [25, 37, 37, 105]),
+    "streaming": (tiny_streaming, 1280.0, [14, 20, 20, 54]),
 }
 
 
@@ -150,7 +152,7 @@ def test_models_whose_frames_cannot_be_told(monkeypatch):
         osc.scan(osc.wrap(model, extractor), [(np.ones(RATE, np.float32), RATE)])
     assert str(caught.value) == (
         "live model: cannot tell which of its frames are padding; it has no method "
-        "_get_feat_extract_output_lengths that counts them"
+        "_get_feat_extract_output_lengths or _get_subsampling_output_length that counts them"
     )
 
 

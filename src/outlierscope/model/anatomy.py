@@ -10,6 +10,8 @@ from outlierscope.model.sites import Site
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from outlierscope.model.attention.masks import MaskFormat
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -50,6 +52,8 @@ class AttentionPlace:
         window: sliding window in tokens as the family states it, or ``None`` for full attention. Causal: a
             query sees itself and ``window - 1`` keys before; bidirectional: up to ``window`` on either side.
         call: which call of the module in one forward pass, from 0.
+        mask: ``boolean`` where the family computes as it does by itself only with the boolean mask of PyTorch's
+            SDPA; ``added`` where its own eager attention, which adds the mask to the logits, does as well.
     """
 
     module: str
@@ -60,6 +64,7 @@ class AttentionPlace:
     causal: bool
     window: int | None = None
     call: int = 0
+    mask: MaskFormat = "added"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 WINDOW_SECONDS = 30
 """Length of a window where the model sets none; what Whisper, which sets one, was given."""
 
+FRAME_COUNTERS = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
+"""What transformers calls the method that counts a model's frames, in its older and in its newer encoders."""
+
 PROBE_SECONDS = 64
 """No window that a model sets is longer than this."""
 
@@ -54,7 +57,7 @@ def hearing(model: ObservedModel, stack: StackAnatomy) -> Hearing:
     ):
         raise UserError(
             f"{model.name}: cannot tell which of its frames are padding; it has no method "
-            "_get_feat_extract_output_lengths that counts them"
+            f"{' or '.join(FRAME_COUNTERS)} that counts them"
         )
     layout = AudioLayout(
         rate=ear.rate,
@@ -142,9 +145,10 @@ def _fixed_layout(ear: _Ear, features: Tensor) -> AudioLayout:
 
 def _frame_counter(model: ObservedModel) -> Callable[[int], int] | None:
     """The model's own count of frames, as models of one kind after another define it."""
-    count = getattr(model.module, "_get_feat_extract_output_lengths", None)
-    if count is None:
+    counts = [count for name in FRAME_COUNTERS if (count := getattr(model.module, name, None)) is not None]
+    if not counts:
         return None
+    count = counts[0]
     # Adapters come after the last block.
     without = {"add_adapter": False} if "add_adapter" in inspect.signature(count).parameters else {}
 

@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from outlierscope.errors import ProofError
+from outlierscope.model.attention.masks import as_added, boolean_mask, without_blind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 EXACT = "outlierscope_exact"
 """Name of this attention in transformers' registries of attention functions and of masks."""
+
+EXACT_BOOLEAN = "outlierscope_exact_boolean"
+"""The same for families that compute with a mask as if it were boolean."""
 
 BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**25}
 """Elements of a pattern that are computed at a time: what stays in a CPU's cache, or fills a GPU."""
@@ -94,6 +98,23 @@ def exact_attention(
         sinks = sinks or getattr(module, "sinks", None) is not None
         watch.end(value, output, sums_to_one=not sinks)
     return output, None
+
+
+def exact_attention_of_boolean_masks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **arguments: object,
+) -> tuple[Tensor, None]:
+    """``exact_attention`` with a mask that is boolean, or has negative infinity where a key is hidden.
+
+    What it gives is within rounding of what SDPA gives, also for queries that see no key.
+    """
+    added, blind = as_added(attention_mask, query.dtype)
+    output, _ = exact_attention(module, query, key, value, added, **arguments)
+    return without_blind(output, blind), None
 
 
 def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -187,3 +208,5 @@ def _same_by_blocks(
 
 AttentionInterface.register(EXACT, exact_attention)
 AttentionMaskInterface.register(EXACT, eager_mask)
+AttentionInterface.register(EXACT_BOOLEAN, exact_attention_of_boolean_masks)
+AttentionMaskInterface.register(EXACT_BOOLEAN, boolean_mask)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from outlierscope.model.attention.exact import EXACT, WATCHED, eager_function
+from outlierscope.model.attention.exact import EXACT, EXACT_BOOLEAN, WATCHED, eager_function
 from outlierscope.model.attention.implementation import attention_configs
 from outlierscope.model.attention.observed_pass import AttentionPass
 from outlierscope.model.attention.registry import RegistryWatch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from outlierscope.corpus.batch import Batch
     from outlierscope.model.anatomy import Anatomy, AttentionPlace, LayerAnatomy
+    from outlierscope.model.attention.masks import MaskFormat
     from outlierscope.model.attention.observation import AttentionObservation, HeadTensors, PatternBlock
 
 
@@ -64,8 +65,8 @@ class AttentionObserver:
         self._registry: dict[nn.Module, RegistryWatch] = {}
         self._returned: dict[Site, ReturnedWatch] = {}  # by the layer's z
         self._taps: Taps | None = None
-        # Each configuration with its attention implementation and whether attentions are asked for.
-        self._saved: list[tuple[Any, Any, Any]] = []
+        # Each configuration, its attention implementation, whether attentions are asked for, and its masks.
+        self._saved: list[tuple[Any, Any, Any, MaskFormat]] = []
         self.unobserved: dict[Site, str] = {}
 
     def __enter__(self) -> Self:
@@ -76,8 +77,10 @@ class AttentionObserver:
         if any(attention in WATCHED for attention in self._registry):
             self._forget()
             raise RuntimeError("the attention of this model is being observed already")
-        for config in attention_configs(self._module, self._anatomy):
-            self._saved.append((config, config._attn_implementation_internal, config._output_attentions))
+        for config, mask in attention_configs(self._module, self._anatomy):
+            self._saved.append(
+                (config, config._attn_implementation_internal, config._output_attentions, mask)
+            )
         WATCHED.update(self._registry)
         for returned in self._returned.values():
             returned.attach()
@@ -108,8 +111,9 @@ class AttentionObserver:
             returned.begin_pass(now)
         self._restore()
         if batch.dear:
-            for config, _, _ in self._saved:
-                config._attn_implementation_internal = EXACT if self._registry else "eager"
+            for config, _, _, mask in self._saved:
+                exact = EXACT if mask == "added" else EXACT_BOOLEAN
+                config._attn_implementation_internal = exact if self._registry else "eager"
                 config._output_attentions = bool(self._returned)
 
     def _watch(self, site: Site, layer: LayerAnatomy, place: AttentionPlace) -> None:
@@ -136,7 +140,7 @@ class AttentionObserver:
         self._returned[site].take_z(z)
 
     def _restore(self) -> None:
-        for config, implementation, output_attentions in self._saved:
+        for config, implementation, output_attentions, _ in self._saved:
             config._attn_implementation_internal = implementation
             config._output_attentions = output_attentions
 

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from outlierscope.model.discovery.recording import Recording, record, returned_patterns
+from outlierscope.model.discovery.recording import Recording, record, returned_patterns, tensors_in
 
 if TYPE_CHECKING:
     from outlierscope.model.anatomy import Tap
+    from outlierscope.model.attention.masks import MaskFormat
+
+SAME_PASS, SAME_PASS_IN_HALF_PRECISION = 1e-3, 1e-1
+"""So much, of the largest value, two ways to attend may differ at a model's output."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ def record_whole(root: nn.Module, inputs: dict[str, Any], entry: str = "") -> Re
 
     Returns:
         The recording, with the call arguments of every element of a list. Where some list never attends through
-        transformers' ``AttentionInterface`` the pass is made with ``output_attentions``, if the model takes it.
+        transformers' ``AttentionInterface`` the pass is made with ``output_attentions``, if the model takes it; where
+        only boolean masks give what SDPA gives, with such.
     """
     lists = block_lists(root)
     elements = frozenset(name for names in lists.values() for name in names)
@@ -71,13 +76,24 @@ def record_whole(root: nn.Module, inputs: dict[str, Any], entry: str = "") -> Re
         # Inside of blocks only what may be attention's weights: the rest is looked at block by block.
         return 2 <= tensor.ndim <= 5 and (name not in inside or name in elements or tensor.ndim == 4)
 
-    def run(**more: bool) -> Recording:
+    outputs: list[object] = []
+
+    def run(mask: MaskFormat = "added", **more: bool) -> Recording:
         with torch.no_grad():
             return record(
-                root, lambda: module(**inputs, **more), modules=everything, keep=keep, arguments_of=elements
+                root,
+                lambda: outputs.append(module(**inputs, **more)),
+                modules=everything,
+                keep=keep,
+                arguments_of=elements,
+                mask=mask,
             )
 
     recording = run()
+    if recording.attention and not _as_by_itself(module, inputs, outputs[-1]):
+        with_boolean_masks = run("boolean")
+        if _as_by_itself(module, inputs, outputs[-1]):
+            return with_boolean_masks
     attending = {call.module for call in recording.attention}
     called = [names for names in lists.values() if any(recording.calls[name] for name in names)]
     if all(any(_is_in(inner, name) for inner in attending for name in names) for names in called):
@@ -86,6 +102,27 @@ def record_whole(root: nn.Module, inputs: dict[str, Any], entry: str = "") -> Re
         return run(output_attentions=True)
     except Exception:  # foreign code may refuse the flag in any way; then no weights are returned
         return recording
+
+
+def _as_by_itself(module: nn.Module, inputs: dict[str, Any], output: object) -> bool:
+    """Whether a recorded pass gave what a module that attends with SDPA gives by itself; true for other modules."""
+    implementations = {
+        getattr(getattr(part, "config", None), "_attn_implementation", None) for part in module.modules()
+    }
+    if "sdpa" not in implementations:
+        return True
+    with torch.no_grad():
+        expected = module(**inputs)
+    pairs = zip(tensors_in(output), tensors_in(expected), strict=True)
+    return all(_close(first, second) for (_, _, first), (_, _, second) in pairs if second.is_floating_point())
+
+
+def _close(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape:
+        return False
+    tolerance = SAME_PASS if second.dtype == torch.float32 else SAME_PASS_IN_HALF_PRECISION
+    left = (first.float() - second.float()).abs().max() if second.numel() else torch.zeros(())
+    return bool(left <= tolerance * second.abs().max())  # false for NaN
 
 
 def find_lists_without_attention(root: nn.Module, recording: Recording) -> list[BlockList]:

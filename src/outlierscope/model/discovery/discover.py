@@ -137,7 +137,9 @@ def _discover_layer(
     entrance, leaving = replace(block.entrance, call=0), replace(block.exit, call=0)
     try:
         arguments = whole.arguments[block.module, call]
-        trial = run_trial(root, block.module, entrance, leaving, arguments, parameters, seed=index)
+        trial = run_trial(
+            root, block.module, entrance, leaving, arguments, parameters, seed=index, mask=whole.mask
+        )
         layer = block_anatomy(trial, index, stack)
         _set_tokens_apart(layer, trial)
         return _at_call(layer, call), ""

@@ -18,6 +18,7 @@ from outlierscope.model.sites import Site
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from outlierscope.model.attention.masks import MaskFormat
     from outlierscope.model.discovery.recording import Passage
     from outlierscope.model.discovery.trial import Trial
 
@@ -74,7 +75,11 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
         layer.matrices += branch.matrices
     layer.matrices += norm_matrices(trial)
     layer.layout = _layout(trial, additions, branches)
-    places = {name: attention_place(seen) for name, (seen, _) in terms.items() if seen is not None}
+    places = {
+        name: attention_place(seen, trial.recording.mask)
+        for name, (seen, _) in terms.items()
+        if seen is not None
+    }
     layer.attention, layer.cross_attention = places.get("attn_out"), places.get("cross_out")
     if "cross_out" in terms and layer.cross_attention is None:
         layer.missing["cross_pattern"] = "no attention weights were seen that bring what another stack holds"
@@ -86,8 +91,8 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
     return layer
 
 
-def attention_place(seen: AttentionSeen) -> AttentionPlace:
-    """Where a block attends."""
+def attention_place(seen: AttentionSeen, mask: MaskFormat = "added") -> AttentionPlace:
+    """Where a block attends, and with masks of which format."""
     return AttentionPlace(
         module=seen.module,
         route=seen.route,
@@ -96,6 +101,7 @@ def attention_place(seen: AttentionSeen) -> AttentionPlace:
         head_dim=seen.value.shape[-1],
         causal=is_causal(seen.pattern),
         window=seen.window,
+        mask=mask,
     )
 
 

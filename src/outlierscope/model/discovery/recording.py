@@ -17,12 +17,18 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from outlierscope.model.anatomy import Tap
 from outlierscope.model.attention.exact import eager_function
+from outlierscope.model.attention.masks import as_added, boolean_mask, without_blind
 
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
-RECORDING_ATTENTION = "outlierscope_recording"
-"""Name of the attention function that records; eager in everything else."""
+    from outlierscope.model.attention.masks import MaskFormat
+
+RECORDING_ATTENTION: dict[MaskFormat, str] = {
+    "added": "outlierscope_recording",
+    "boolean": "outlierscope_recording_boolean",
+}
+"""Names of the attention function that records, by the mask that it is given; eager in everything else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +93,7 @@ class Recording:
         arguments: what modules were called with (those that were asked for), as it came: by module and call,
             (args, kwargs).
         parameters: random parameters by full name, where the pass ran with such; else empty.
+        mask: the format of the masks that attention was given.
     """
 
     passages: list[Passage] = field(default_factory=list)
@@ -94,6 +101,7 @@ class Recording:
     calls: Counter[str] = field(default_factory=Counter)
     arguments: dict[tuple[str, int], tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
     parameters: dict[str, Tensor] = field(default_factory=dict)
+    mask: MaskFormat = "added"
 
     def of(self, module: str) -> list[Passage]:
         """What entered and left one module."""
@@ -223,8 +231,23 @@ def _recording_attention(
     return z, pattern
 
 
-AttentionInterface.register(RECORDING_ATTENTION, _recording_attention)
-AttentionMaskInterface.register(RECORDING_ATTENTION, eager_mask)
+def _recording_attention_of_boolean_masks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor]:
+    added, blind = as_added(attention_mask, query.dtype)
+    z, pattern = _recording_attention(module, query, key, value, added, **kwargs)
+    return without_blind(z, blind), pattern
+
+
+AttentionInterface.register(RECORDING_ATTENTION["added"], _recording_attention)
+AttentionMaskInterface.register(RECORDING_ATTENTION["added"], eager_mask)
+AttentionInterface.register(RECORDING_ATTENTION["boolean"], _recording_attention_of_boolean_masks)
+AttentionMaskInterface.register(RECORDING_ATTENTION["boolean"], boolean_mask)
 
 
 @contextmanager
@@ -252,6 +275,7 @@ def record(
     modules: list[str],
     keep: Callable[[str, Tensor], bool] = lambda _name, _tensor: True,
     arguments_of: frozenset[str] = frozenset(),
+    mask: MaskFormat = "added",
 ) -> Recording:
     """Run ``run`` under the recording attention function and keep what passes.
 
@@ -261,12 +285,14 @@ def record(
         modules: names of the modules to watch.
         keep: which tensors of which module are kept.
         arguments_of: modules whose call arguments are kept as they are.
+        mask: the format of the masks that attention is given.
 
     The hooks are removed and the attention function is restored whatever happens; exceptions pass through.
     """
     recorder = _Recorder(root, keep, arguments_of)
+    recorder.recording.mask = mask
     with ExitStack() as stack:
-        stack.enter_context(attention_set_to(root, RECORDING_ATTENTION))
+        stack.enter_context(attention_set_to(root, RECORDING_ATTENTION[mask]))
         for name in modules:
             module = root.get_submodule(name)
             before = module.register_forward_pre_hook(recorder.before, with_kwargs=True)

@@ -20,6 +20,7 @@ from outlierscope.model.discovery.recording import Passage, Recording, record
 
 if TYPE_CHECKING:
     from outlierscope.model.anatomy import Tap
+    from outlierscope.model.attention.masks import MaskFormat
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def run_trial(
     arguments: tuple[tuple[Any, ...], dict[str, Any]],
     parameters: RandomParameters,
     seed: int = 0,
+    mask: MaskFormat = "added",
 ) -> Trial:
     """Run a block alone in float32 with random parameters and random hidden states.
 
@@ -133,6 +135,7 @@ def run_trial(
         arguments: what the block was called with in a real pass: masks, rotary tables and the like.
         parameters: draws the parameters.
         seed: of the hidden states.
+        mask: the format of the masks in that pass.
 
     Raises:
         ProofError: where the block cannot be run alone.
@@ -162,6 +165,7 @@ def run_trial(
                 root,
                 lambda: functional_call(module, {**drawn, **buffers}, tuple(args), kwargs),
                 modules=names,
+                mask=mask,
             )
         except Exception as error:  # foreign code may fail in any way; the reason goes into the anatomy
             message = f"it cannot be run alone ({type(error).__name__}: {error})".splitlines()[0]
