@@ -26,6 +26,8 @@ class Tap:
         scale_parameter: full name of a parameter by which it is multiplied element by element (layer
             scale that is no module), or ``None``.
         call: which call of the module in one forward pass, from 0 (blocks that share a module call it in turn).
+        offset_parameter: full name of a parameter that is added before factor and scale (a bias that is part of no
+            module that gives the tensor), or ``None``.
     """
 
     module: str
@@ -35,6 +37,7 @@ class Tap:
     factor: float = 1.0
     scale_parameter: str | None = None
     call: int = 0
+    offset_parameter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Taps:
         sites: which sites to read; aliases are resolved, and each canonical site is read once.
         consume: called with (canonical site, tensor [B, T, d]) in the order in which data passes; the tensor
             may be the model's own, in its dtype and on its device: neither keep nor change it. Heads are
-            concatenated, factors and layer scales applied.
+            concatenated, offsets, factors and layer scales applied.
 
     Raises:
         KeyError: on construction, for a site that the anatomy does not have.
@@ -103,10 +103,13 @@ class Taps:
 
     def _attach(self, site: Site, tap: Tap) -> None:
         module = self.module.get_submodule(tap.module)
+        offset = None if tap.offset_parameter is None else self.module.get_parameter(tap.offset_parameter)
         scale = None if tap.scale_parameter is None else self.module.get_parameter(tap.scale_parameter)
 
         def hand_over(tensor: Tensor) -> None:
             tensor = tensor.detach()
+            if offset is not None:
+                tensor = tensor + offset.detach().reshape(-1).to(tensor.dtype)
             if tap.factor != 1.0:
                 tensor = tensor * tap.factor
             if scale is not None:

@@ -115,7 +115,7 @@ class Recording:
         return passages[0], passages[1]
 
     def find(self, tap: Tap) -> Passage:
-        """The passage that a tap reads, before factor and scale.
+        """The passage that a tap reads, before offset, factor and scale.
 
         Raises:
             KeyError: where the module was never called, or passes no such tensor.
@@ -129,8 +129,11 @@ class Recording:
         raise KeyError(f"nothing passed at {tap.side} {tap.argument or tap.index} of {tap.module}")
 
     def read(self, tap: Tap) -> Tensor:
-        """The tensor that a tap reads, times its factor and its scale parameter."""
-        value = self.find(tap).value * tap.factor
+        """The tensor that a tap reads, plus its offset parameter, times its factor and its scale parameter."""
+        value = self.find(tap).value
+        if tap.offset_parameter is not None:
+            value = value + self.parameters[tap.offset_parameter].reshape(-1)
+        value = value * tap.factor
         if tap.scale_parameter is not None:
             value = value * self.parameters[tap.scale_parameter].reshape(-1)
         return value

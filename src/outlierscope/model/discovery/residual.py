@@ -6,7 +6,7 @@ The search goes backwards from the block's output and only uses values; what it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ class FoundAddition:
 
     Attributes:
         base: the residual stream before.
-        base_tap: where to read it as it is added, with its factor or scale.
+        base_tap: where to read it as it is added, with its offset, factor or scale.
         terms: what is added, and where to read it as it is added; none where a block begins with norms of its input.
         total: the sum.
         result: what the norms give; ``total`` where none follows.
@@ -149,6 +149,7 @@ def _explain(total: Stream, earlier: list[Stream], trial: Trial) -> Explanation 
         or products.explain(terms=2)
         or products.explain(terms=1, weigh_base=True)
         or _scaled(total, candidates, trial)
+        or _scaled(total, candidates, trial, with_offset=True)
         or products.explain(terms=3)
     )
 
@@ -217,40 +218,71 @@ def _carries(base: Stream, terms: list[Stream]) -> bool:
     return origin is None or any(depends(term.passages[0].origin, origin) for term in terms)
 
 
-def _scaled(total: Stream, candidates: list[Stream], trial: Trial) -> Explanation | None:
-    """A branch, the base or both scaled dim by dim with bare parameters of the block."""
+def _scaled(
+    total: Stream, candidates: list[Stream], trial: Trial, *, with_offset: bool = False
+) -> Explanation | None:
+    """A branch, the base or both scaled dim by dim with bare parameters of the block, after such were added to them.
+
+    Args:
+        total: the sum.
+        candidates: what may be parts of it.
+        trial: of the block.
+        with_offset: whether parameters were added.
+    """
     width = total.sample.shape[-1]
-    scales = {
+    known: dict[str | None, Tensor] = {
         name: value.reshape(-1).double()
         for name, value in trial.recording.parameters.items()
         if value.numel() == width
     }
-    plain = torch.ones(width, dtype=torch.float64)
+    unit = torch.ones(width, dtype=torch.float64)
+    target = total.sample.T[:, :, None]  # [d, n, 1]
+    constant = torch.ones_like(total.sample)
     for base, term in combinations(candidates, 2):
-        pair = torch.stack([base.sample, term.sample], dim=-1).transpose(0, 1)  # [d, n, 2]
-        gram = pair.transpose(1, 2) @ pair  # [d, 2, 2]
+        columns = [base.sample, term.sample] + ([constant] if with_offset else [])
+        design = torch.stack(columns, dim=-1).transpose(0, 1)  # [d, n, 2 or 3]
+        gram = design.transpose(1, 2) @ design  # [d, m, m]
         if (torch.linalg.det(gram) <= 1e-6 * gram.diagonal(dim1=1, dim2=2).prod(1)).any():
             continue
-        target = total.sample.T[:, :, None]  # [d, n, 1]
-        ratios = torch.linalg.solve(gram, pair.transpose(1, 2) @ target)  # [d, 2, 1]
-        rest = target - pair @ ratios
-        if (rest**2).sum() > FITS * (target**2).sum():
+        fitted = torch.linalg.solve(gram, design.transpose(1, 2) @ target)  # [d, m, 1]
+        if ((target - design @ fitted) ** 2).sum() > FITS * (target**2).sum():
             continue
-        taps = []
-        for stream, ratio in ((base, ratios[:, 0, 0]), (term, ratios[:, 1, 0])):
-            known = {None: plain} | scales
-            name = next((name for name, scale in known.items() if (ratio - scale).abs().max() <= 1e-4), "")
-            if name != "":
-                taps.append(_tap(stream, 1.0, name))
-        if len(taps) == 2:
-            return base, taps[0], ((term, taps[1]),)
+        scales = [_same_parameter(fitted[:, place, 0], {None: unit, **known}) for place in (0, 1)]
+        if None in scales:
+            continue
+        (base_scale, by_base), (term_scale, by_term) = (scale for scale in scales if scale is not None)
+        if not with_offset:
+            return base, _tap(base, 1.0, base_scale), ((term, _tap(term, 1.0, term_scale)),)
+        offsets: dict[str | None, Tensor] = {None: torch.zeros_like(unit), **known}
+        for base_offset, before in offsets.items():
+            found = _same_parameter((fitted[:, 2, 0] - before * by_base) / by_term, offsets)
+            if found is not None:
+                tap = _tap(term, 1.0, term_scale, found[0])
+                return base, _tap(base, 1.0, base_scale, base_offset), ((term, tap),)
     return None
+
+
+def _same_parameter(vector: Tensor, known: dict[str | None, Tensor]) -> tuple[str | None, Tensor] | None:
+    """Name and values of the parameter that a fitted vector is."""
+    return next(
+        (item for item in known.items() if bool((vector - item[1]).abs().max() <= 1e-4)),
+        None,
+    )
 
 
 def _tidy(factor: float) -> float:
     return float(f"{factor:.6g}")
 
 
-def _tap(stream: Stream, factor: float = 1.0, scale_parameter: str | None = None) -> Tap:
-    seen = stream.passages[0].tap
-    return Tap(seen.module, seen.side, seen.index, seen.argument, factor, scale_parameter)
+def _tap(
+    stream: Stream,
+    factor: float = 1.0,
+    scale_parameter: str | None = None,
+    offset_parameter: str | None = None,
+) -> Tap:
+    return replace(
+        stream.passages[0].tap,
+        factor=factor,
+        scale_parameter=scale_parameter,
+        offset_parameter=offset_parameter,
+    )
