@@ -3,9 +3,9 @@
     python benchmarks/digest.py [--runs 30] [--threads 2] [--cpu]
 
 Prints, for several shapes, the milliseconds of the digest alone, then of each statistic's update with the
-digest at hand and of the merge of that update into a full one. Medians and minima over runs, after a few
-batches, so that records are seldom beaten (the steady state of a long scan). ``--cpu`` measures, with one
-thread, its own time rather than that of the clock: it hardly depends on what else the machine does.
+digest at hand. Medians and minima over runs, after a few batches, so that records are seldom beaten (the
+steady state of a long scan). ``--cpu`` measures, with one thread, its own time rather than that of the
+clock: it hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ def measure(shape: tuple[int, int, int], runs: int, clock: Callable[[], float]) 
                 times.clear()
             timed("digest", getattr, seen, "digest")
             for stat in stats:
-                delta = stat.fresh()
-                timed(f"{stat.name}  update", delta.update, seen)
-                timed(f"{stat.name}  merge", stat.merge, delta)
+                timed(f"{stat.name}", stat.update, seen)
     print(f"\n{list(shape)}: milliseconds, median (minimum)")
     for name, values in times.items():
         print(f"  {name:32} {statistics.median(values):8.3f} ({min(values):.3f})")

@@ -206,10 +206,11 @@ def measure(case: Case, repeats: int) -> list[Row]:
         module(**batch.inputs, use_cache=False)  # as a scan runs it
 
     def observe(tapped: TappedModel, batch: Batch, *, dear: bool) -> None:
-        measurements.merge(tapped.observe(replace(batch, dear=dear)))
+        nonlocal measurements
+        measurements = tapped.observe(replace(batch, dear=dear), measurements)
 
     def scan(batch: Batch, *, dear: bool) -> float:
-        with TappedModel(observed, measurements) as tapped:
+        with TappedModel(observed, measurements.sites()) as tapped:
             return timed(lambda: observe(tapped, batch, dear=dear))
 
     def between(batch: Batch, *others: Callable[[], float]) -> list[float]:
@@ -226,7 +227,7 @@ def measure(case: Case, repeats: int) -> list[Row]:
         with PeakMemory() as peak:
             plain(first[0])
         memory["plain"] = peak.mebibytes
-        with TappedModel(observed, measurements) as tapped:
+        with TappedModel(observed, measurements.sites()) as tapped:
             for number, batch in enumerate(first):
                 observe(tapped, batch, dear=number < 2)
             for name, whole, times in (("cheap", False, 1), ("dear", True, 1), ("ten times", False, 10)):

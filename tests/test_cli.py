@@ -283,10 +283,10 @@ def interrupted(scan_it, monkeypatch):
 
         observe = TappedModel.observe
 
-        def interrupt(self, batch):
+        def interrupt(self, batch, measurements):
             if batch.number == 2:
                 raise KeyboardInterrupt
-            return observe(self, batch)
+            return observe(self, batch, measurements)
 
         with monkeypatch.context() as patch:
             patch.setattr(TappedModel, "observe", interrupt)

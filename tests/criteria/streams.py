@@ -76,14 +76,10 @@ def evidence_of(criteria, batches, tensors, head_dim=4, heads=2):
 
         measurements.add(site, Moments())
     for index, batch in enumerate(batches):
-        fresh = measurements.fresh()
         scratch = {}
         for site, values in tensors.items():
             observation = Observation(site, values[index], batch, scratch)
-            for stat in fresh.at(site):
-                if batch.dear or not stat.dear:
-                    stat.update(observation)
-        measurements.merge(fresh)
+            measurements.take(site, observation, dear=batch.dear)
     dear = [batch for batch in batches if batch.dear]
     corpus = Corpus(
         tokens=sum(batch.tokens for batch in batches),

@@ -127,10 +127,10 @@ def test_a_folder_in_half_precision_and_resumed(tmp_path, monkeypatch):
 
     observe = forward.TappedModel.observe
 
-    def interrupt(self, batch):
+    def interrupt(self, batch, measurements):
         if batch.number == 4:
             raise KeyboardInterrupt
-        return observe(self, batch)
+        return observe(self, batch, measurements)
 
     with monkeypatch.context() as patch:
         patch.setattr(forward.TappedModel, "observe", interrupt)

@@ -17,7 +17,6 @@ import outlierscope as osc
 from outlierscope.errors import UserError
 from outlierscope.scanning import forward
 from outlierscope.scanning.scan import EXAMPLES, FINDINGS, MANIFEST, REPORT, STATS, WEIGHTS
-from outlierscope.stats.moments import Moments
 from tests.model.tiny import save, tiny_llama
 
 TOKENS = 6_700
@@ -135,17 +134,17 @@ def test_the_kills_have_dear_and_cheap_batches_after_them(whole):
 def test_killed_during_a_forward_pass(model, data, whole, tmp_path, monkeypatch, batch):
     out = tmp_path / "scan"
     with monkeypatch.context() as patch:
-        update = forward.TappedModel._update
+        take = forward.TappedModel._take
         calls = 0
 
-        def die(self, site, seen):
+        def die(self, seen):
             nonlocal calls
-            update(self, site, seen)
+            take(self, seen)
             calls += self._batch.number == batch
             if calls == 4:  # in the middle of the pass
                 raise Killed
 
-        patch.setattr(forward.TappedModel, "_update", die)
+        patch.setattr(forward.TappedModel, "_take", die)
         with pytest.raises(Killed):
             scan(model, data, out)
     assert not (out / MANIFEST).exists()
@@ -155,22 +154,22 @@ def test_killed_during_a_forward_pass(model, data, whole, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("batch", [EARLY, CHEAP])
-def test_interrupted_while_a_batch_is_merged(model, data, whole, tmp_path, monkeypatch, batch):
-    """By then some statistics hold the batch and others do not: that state must never be saved."""
+def test_interrupted_while_a_batch_is_taken_in(model, data, whole, tmp_path, monkeypatch, batch):
+    """By then some statistics have the batch and others do not: that state must never be saved."""
     out = tmp_path / "scan"
     sites = sum(stat.name == "moments" for _, stat in whole.evidence.measurements)
     with monkeypatch.context() as patch:
-        merge = Moments.merge
+        take = forward.TappedModel._take
         calls = 0
 
-        def interrupt(self, other):
+        def interrupt(self, seen):
             nonlocal calls
-            calls += 1
-            if calls == batch * sites + sites // 2:
+            calls += self._batch.number == batch
+            if calls == sites // 2:
                 raise KeyboardInterrupt
-            merge(self, other)
+            take(self, seen)
 
-        patch.setattr(Moments, "merge", interrupt)
+        patch.setattr(forward.TappedModel, "_take", interrupt)
         with pytest.raises(KeyboardInterrupt):
             scan(model, data, out)
     cursor = json.loads((out / "resume" / "cursor.json").read_text())
@@ -184,10 +183,10 @@ def test_interrupted_between_saves(model, data, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         observe = forward.TappedModel.observe
 
-        def interrupt(self, batch):
+        def interrupt(self, batch, measurements):
             if batch.number == CHEAP:
                 raise KeyboardInterrupt
-            return observe(self, batch)
+            return observe(self, batch, measurements)
 
         patch.setattr(forward.TappedModel, "observe", interrupt)
         with pytest.raises(KeyboardInterrupt):

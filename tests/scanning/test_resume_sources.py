@@ -65,10 +65,10 @@ def archive(tmp_path):
 def interrupt(model, data, out):
     observe = forward.TappedModel.observe
 
-    def interrupted(self, batch):
+    def interrupted(self, batch, measurements):
         if batch.number == INTERRUPTED:
             raise KeyboardInterrupt
-        return observe(self, batch)
+        return observe(self, batch, measurements)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward.TappedModel, "observe", interrupted)

@@ -34,11 +34,11 @@ def test_exact_route_is_only_checked_where_attention_is_observed():
 @pytest.mark.parametrize("route", ["fast", "exact"])
 def test_a_route_that_changes_the_output_is_an_error(monkeypatch, route):
     class Meddling(selfcheck.TappedModel):
-        def observe(self, batch):
+        def observe(self, batch, measurements):
             norm = self._observed.module.norm
             with torch.no_grad():
                 norm.weight[3] += 1e-4 if batch.dear == (route == "exact") else 0
-            return super().observe(batch)
+            return super().observe(batch, measurements)
 
     monkeypatch.setattr(selfcheck, "TappedModel", Meddling)
     with pytest.raises(ProofError, match=rf"observing changes what .* computes \(the {route} route by \d"):

@@ -88,6 +88,18 @@ def test_states_round_trip_bit_for_bit(make):
 
 
 @pytest.mark.parametrize("make", STATS)
+def test_a_copy_goes_on_alone(make):
+    sequences = [random_sequence(number, number, 70) for number in range(4)]
+    stat = accumulate(make, sequences[:2])
+    before = {name: value.clone() for name, value in stat.state().items()}
+    copied = stat.copy()
+    copied.update(observation(sequences[2:]))
+    for name, value in stat.state().items():
+        assert torch.equal(value, before[name]), name
+    assert_same(copied, accumulate(make, sequences))
+
+
+@pytest.mark.parametrize("make", STATS)
 def test_an_empty_statistic_can_be_saved_and_merged(make):
     stat, empty = accumulate(make, [random_sequence(0, 0, 70)]), make()
     restored = make()

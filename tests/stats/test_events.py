@@ -190,9 +190,7 @@ def test_flags_are_bounded():
         length = 200 if number == 1 else 2
         values = random.choice([-1.0, 1.0], (length, 40)).astype(np.float32)
         rows = Sequence(number, values, np.zeros(length, int), np.zeros(length, np.uint8))
-        delta = stat.fresh()
-        delta.update(observe([rows], random))
-        stat.merge(delta)
+        stat.update(observe([rows], random))
     assert stat.sequences.tolist() == list(range(64))
     assert int((stat.rows[:, 0] == 1).sum()) == EVENTS_PER_SEQUENCE
     assert stat.left_out[1] == 200 * 40 - EVENTS_PER_SEQUENCE

@@ -50,30 +50,12 @@ def sequence(number, values):
     return Sequence(number, values, np.arange(len(values)), np.zeros(len(values), np.uint8))
 
 
-def test_what_was_gathered_against_records_goes_nowhere_else():
-    random = np.random.default_rng(0)
-    records = Extremes()
-    records.update(observe([sequence(0, [[5.0], [-7.0]])], random))
-    delta = records.fresh()
-    delta.update(observe([sequence(1, [[6.0]])], random))
-    with pytest.raises(RuntimeError, match="can only be merged into that one"):
-        Extremes().merge(delta)
-    with pytest.raises(RuntimeError, match="can only be merged into that one"):
-        delta.state()
-    delta.merge(records)  # with its records it is whole
-    assert delta.value[0, 0] == -7.0
-    records.merge(records.fresh())
-    assert records.value[0, 0] == -7.0
-
-
 def test_the_first_of_equal_magnitudes_wins_whatever_came_first():
     random = np.random.default_rng(0)
     later, earlier = sequence(8, [[3.0], [2.0]]), sequence(2, [[1.0], [-3.0], [3.0]])
     stat = Extremes()
     for number in (later, earlier):
-        delta = stat.fresh()
-        delta.update(observe([number], random))
-        stat.merge(delta)
+        stat.update(observe([number], random))
     assert (stat.value[0, 0].item(), stat.sequence[0, 0].item(), stat.position[0, 0].item()) == (-3.0, 2, 1)
 
 
@@ -92,9 +74,7 @@ def test_there_may_be_any_number_of_classes(sequences, seed):
     expected, width = direct(sequences), sequences[0].values.shape[1]
     streamed, merged = Extremes(), Extremes()
     for part in sequences:
-        delta = streamed.fresh()
-        delta.update(of_seven_classes([part], random))
-        streamed.merge(delta)
+        streamed.update(of_seven_classes([part], random))
         alone = Extremes()
         alone.update(of_seven_classes([part], random))
         merged.merge(alone)

@@ -15,6 +15,8 @@ from outlierscope.model.taps import Taps
 from outlierscope.stats.observation import Observation
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from outlierscope.corpus.batch import Batch
@@ -32,23 +34,22 @@ class TappedModel:
         unobserved: attention that could not be observed, with the reason.
     """
 
-    def __init__(self, observed: ObservedModel, measurements: Measurements) -> None:
+    def __init__(self, observed: ObservedModel, sites: Iterable[Site]) -> None:
         self._observed = observed
-        self._template = measurements
+        self._sites = set(sites)
         self._batch: Batch | None = None
-        self._fresh: Measurements | None = None
+        self._taken: Measurements | None = None
         self._scratch: dict[Any, Any] = {}
         self._exit = ExitStack()
         self.halved: list[int] = []
         self.unobserved: dict[Site, str] = {}
 
     def __enter__(self) -> Self:
-        sites = {site for site, _ in self._template}
         module, anatomy = self._observed.module, self._observed.anatomy
         self._exit.enter_context(
-            Taps(module, anatomy, [site for site in sites if site.name not in PATTERNS], self._tensor)
+            Taps(module, anatomy, [site for site in self._sites if site.name not in PATTERNS], self._tensor)
         )
-        patterns = {site for site in sites if site.name in PATTERNS}
+        patterns = {site for site in self._sites if site.name in PATTERNS}
         self._attention = (
             AttentionObserver(module, anatomy, self._pattern, sites=patterns) if patterns else None
         )
@@ -60,10 +61,13 @@ class TappedModel:
     def __exit__(self, *error: object) -> None:
         self._exit.close()
 
-    def observe(self, batch: Batch) -> Measurements:
-        """The statistics of one batch alone; the batch is halved when memory does not suffice for it."""
+    def observe(self, batch: Batch, measurements: Measurements) -> Measurements:
+        """The measurements with one more batch; those given stay as they are.
+
+        The batch is halved when memory does not suffice for it.
+        """
         try:
-            return self._pass(batch)
+            return self._pass(batch, measurements)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -76,13 +80,11 @@ class TappedModel:
             torch.cuda.empty_cache()
         self.halved.append(batch.number)
         first, second = batch.split()
-        measurements = self.observe(first)
-        measurements.merge(self.observe(second))
-        return measurements
+        return self.observe(second, self.observe(first, measurements))
 
-    def _pass(self, batch: Batch) -> Measurements:
-        fresh = self._template.fresh(dear=batch.dear)
-        self._batch, self._fresh, self._scratch = batch, fresh, {}
+    def _pass(self, batch: Batch, measurements: Measurements) -> Measurements:
+        taken = measurements.copy()
+        self._batch, self._taken, self._scratch = batch, taken, {}
         try:
             if self._attention:
                 self._attention.begin(batch)
@@ -94,24 +96,22 @@ class TappedModel:
             with torch.no_grad():
                 runner(**inputs)
         finally:
-            self._batch, self._fresh, self._scratch = None, None, {}
-        return fresh
+            self._batch, self._taken, self._scratch = None, None, {}
+        return taken
 
     def _tensor(self, site: Site, tensor: Tensor) -> None:
         assert self._batch is not None  # noqa: S101  (taps fire within a pass only)
-        assert self._fresh is not None  # noqa: S101
         tokens = self._batch.of(site.stack)
         assert tokens is not None  # noqa: S101  (the plan names stacks that are fed)
-        observation = Observation(site, tensor, tokens, self._scratch)
-        self._update(site, observation)
+        self._take(Observation(site, tensor, tokens, self._scratch))
 
     def _pattern(self, observation: AttentionObservation) -> None:
-        self._update(observation.site, observation)
+        self._take(observation)
 
-    def _update(self, site: Site, seen: Observation | AttentionObservation) -> None:
-        assert self._fresh is not None  # noqa: S101
-        for stat in self._fresh.at(site):
-            stat.update(seen)
+    def _take(self, seen: Observation | AttentionObservation) -> None:
+        assert self._batch is not None  # noqa: S101
+        assert self._taken is not None  # noqa: S101
+        self._taken.take(seen.site, seen, dear=self._batch.dear)
 
 
 def _out_of_memory(error: BaseException) -> bool:

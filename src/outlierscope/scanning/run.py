@@ -165,17 +165,16 @@ def _read(run: _Run, *, resume: bool) -> dict[str, float]:
         clear_folder(run.folder)
         save()
     saved = time.monotonic()
-    with TappedModel(run.observed, run.measurements) as tapped:
+    with TappedModel(run.observed, run.measurements.sites()) as tapped:
         for batch in run.corpus.batches(run.progress.batches, run.progress.cursor):
             start = time.monotonic()
             try:
-                fresh = tapped.observe(batch)
+                taken = tapped.observe(batch, run.measurements)
             except KeyboardInterrupt:
-                # Nothing of this batch was committed: what is saved is the state after the one before. During
-                # the merge below nothing may be saved, or half a batch would count twice.
+                # Nothing of this batch was committed: what is saved is the state after the one before.
                 save()
                 raise
-            run.measurements.merge(fresh)
+            run.measurements = taken
             run.progress.count(batch)
             run.progress.unobserved |= {str(site): why for site, why in tapped.unobserved.items()}
             run.progress.seconds += time.monotonic() - start

@@ -52,8 +52,8 @@ def check_taps(observed: ObservedModel, measurements: Measurements, batch: Batch
             lambda _module, _inputs, output, captured=captured: captured.append(_first(output))
         )
         try:
-            with TappedModel(observed, measurements) as tapped:
-                tapped.observe(replace(small, dear=dear))
+            with TappedModel(observed, measurements.sites()) as tapped:
+                tapped.observe(replace(small, dear=dear), measurements)
         finally:
             hook.remove()
         differences[route] = relative_difference(captured[0], plain)

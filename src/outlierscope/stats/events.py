@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from outlierscope.stats.positions import BUCKETS, count_buckets
 from outlierscope.stats.stat import Stat
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from outlierscope.stats.located import Located
@@ -27,6 +29,9 @@ TABLES = ("by_dim", "by_dim_class", "positions", "sequences_by_dim")
 
 WAITING = 10_000
 """Rows of pairs that wait, at least, before they are grouped."""
+
+Chain: TypeAlias = "tuple[Chain, Pairs] | None"
+"""Pairs, each with those before: it grows without being changed or copied, so that copies may share it."""
 
 
 def _empty(*shape: int) -> Tensor:
@@ -63,7 +68,7 @@ class Events(Stat["Observation"]):
     tokens: int = 0
     tokens_with_any: int = 0
     _grouped: Pairs = field(default_factory=Pairs.empty, repr=False)
-    _waiting: list[Pairs] = field(default_factory=list, repr=False)
+    _waiting: Chain = None
     _rows_waiting: int = field(default=0, repr=False)
 
     @property
@@ -84,8 +89,8 @@ class Events(Stat["Observation"]):
 
     def _group(self) -> None:
         if self._waiting:
-            self._grouped = Pairs.grouped(self._grouped, *self._waiting)
-            self._waiting, self._rows_waiting = [], 0
+            self._grouped = Pairs.grouped(self._grouped, *_links(self._waiting))
+            self._waiting, self._rows_waiting = None, 0
 
     @override
     def fresh(self) -> Events:
@@ -142,7 +147,7 @@ class Events(Stat["Observation"]):
             return
         for table in TABLES:
             setattr(self, table, getattr(self, table) + getattr(other, table))
-        for pairs in (other._grouped, *other._waiting):
+        for pairs in (other._grouped, *_links(other._waiting)):
             self._wait(pairs)
 
     def _make_room(self, dims: int, classes: int) -> None:
@@ -153,7 +158,7 @@ class Events(Stat["Observation"]):
     def _wait(self, pairs: Pairs) -> None:
         """Put new rows off until they are many: grouping at every batch would cost as the table grows."""
         if len(pairs):
-            self._waiting.append(pairs)
+            self._waiting = (self._waiting, pairs)
             self._rows_waiting += len(pairs)
             if self._rows_waiting > WAITING + len(self._grouped):
                 self._group()
@@ -174,7 +179,14 @@ class Events(Stat["Observation"]):
         for table in TABLES:
             setattr(self, table, state[table])
         self._grouped = Pairs(**{item.name: state[f"pairs_{item.name}"] for item in fields(Pairs)})
-        self._waiting, self._rows_waiting = [], 0
+        self._waiting, self._rows_waiting = None, 0
+
+
+def _links(chain: Chain) -> Iterator[Pairs]:
+    """What a chain holds, the newest first."""
+    while chain is not None:
+        chain, pairs = chain
+        yield pairs
 
 
 @compiled

@@ -41,9 +41,6 @@ class Extremes(Stat["Observation"]):
     position: Tensor = field(default_factory=lambda: _integers(0, 0))
     token: Tensor = field(default_factory=lambda: _integers(0, 0))
     nonfinite_located: Tensor = field(default_factory=lambda: _integers(0, 3))
-    _records: Extremes | None = field(default=None, repr=False, compare=False)
-    _partial: bool = field(default=False, repr=False, compare=False)
-    _challengers: list[Found] = field(default_factory=list, repr=False, compare=False)
     _bar: Tensor | None = field(default=None, repr=False, compare=False)
     _last: int = field(default=NONE, repr=False, compare=False)
 
@@ -54,51 +51,26 @@ class Extremes(Stat["Observation"]):
 
     @override
     def fresh(self) -> Extremes:
-        """An empty one.
-
-        Where this one has records already, the new one locates and keeps only what may surpass them: locating
-        everything at every batch would cost more than all other statistics together. As records only grow,
-        merging it into this one gives what a full one would give; merging it anywhere else, or asking for
-        its ``state``, raises ``RuntimeError``.
-        """
-        records = self if self._records is None else self._records
-        return Extremes(_records=records if len(records.value) else None)
+        return Extremes()
 
     @override
     def update(self, seen: Observation) -> None:
         digest = seen.digest
-        if len(digest.nonfinite_located):
-            self.nonfinite_located = first_located(
-                torch.cat([self.nonfinite_located, digest.nonfinite_located])
-            )
-        if not digest.tokens:
-            return
-        self._partial = self._records is not None
-        found = (self._records or self)._surpassing(seen)
-        if found is not None:
-            self._take(found)
+        self._take_nonfinite(digest.nonfinite_located)
+        if digest.tokens:
+            found = self._surpassing(seen)
+            if found is not None:
+                self._record(found)
 
     @override
     def merge(self, other: Extremes) -> None:
-        if len(other.nonfinite_located):
-            self.nonfinite_located = first_located(
-                torch.cat([self.nonfinite_located, other.nonfinite_located])
-            )
-        if other._partial:
-            if self._records is None and other._records is not self:
-                raise RuntimeError(PARTIAL)
-            if self._records is not None and other._records is not self._records:
-                raise RuntimeError(PARTIAL)
-            for found in other._challengers:
-                self._take(found)
-            self._partial = self._records is not None
-        elif len(other.value):
-            if self._partial and other is not self._records:
-                raise RuntimeError(PARTIAL)
-            self._records, self._partial = None, False
-            challengers, self._challengers = self._challengers, []
-            for found in (other._as_found(), *challengers):
-                self._take(found)
+        self._take_nonfinite(other.nonfinite_located)
+        if len(other.value):
+            self._record(other._as_found())
+
+    def _take_nonfinite(self, located: Tensor) -> None:
+        if len(located):
+            self.nonfinite_located = first_located(torch.cat([self.nonfinite_located, located]))
 
     def _as_found(self) -> Found:
         tables = (self.value, self.sequence, self.position, self.token)
@@ -115,12 +87,6 @@ class Extremes(Stat["Observation"]):
             position[index],
             token[index],
         )
-
-    def _take(self, found: Found) -> None:
-        if self._records is not None:
-            self._challengers.append(found)
-        else:
-            self._record(found)
 
     def _surpassing(self, seen: Observation) -> Found | None:
         """The extremes of a batch that surpass these records, located."""
@@ -164,8 +130,6 @@ class Extremes(Stat["Observation"]):
 
     @override
     def state(self) -> dict[str, Tensor]:
-        if self._partial:
-            raise RuntimeError(PARTIAL)
         return {
             "value": self.value,
             "sequence": self.sequence,
@@ -180,9 +144,3 @@ class Extremes(Stat["Observation"]):
         self.position, self.token = state["position"], state["token"]
         self.nonfinite_located = state["nonfinite_located"]
         self._bar = None
-
-
-PARTIAL = (
-    "extremes that were gathered against the records of one statistic can only be merged into that one "
-    "(or with others gathered against it)"
-)

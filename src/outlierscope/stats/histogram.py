@@ -53,10 +53,7 @@ def quantile_of(counts: Tensor, q: float) -> float:
 
 
 class _Histogram(Stat["Observation"]):
-    """What both histograms can be asked, and how bins are gathered.
-
-    An empty one holds no table: there is one of these for every site and batch, mostly with nothing in it.
-    """
+    """What both histograms can be asked, and how bins are gathered."""
 
     def __init__(self) -> None:
         self._counts: Tensor | None = None
@@ -85,6 +82,12 @@ class _Histogram(Stat["Observation"]):
     def _add(self, counts: Tensor) -> None:
         self._counts = counts if self._counts is None else self._counts + counts
 
+    def _wait(self, bins: list[Tensor], count: int) -> None:
+        self._waiting = self._waiting + bins  # not in place: copies share the list
+        self._bins_waiting += count
+        if self._bins_waiting > WAITING:
+            self._settle()
+
     def _settle(self) -> None:
         """Count the bins that wait."""
         if self._waiting:
@@ -100,10 +103,7 @@ class _Histogram(Stat["Observation"]):
     def merge(self, other: Self) -> None:
         if other._counts is not None:
             self._add(other._counts)
-        self._waiting += other._waiting
-        self._bins_waiting += other._bins_waiting
-        if self._bins_waiting > WAITING:
-            self._settle()
+        self._wait(other._waiting, other._bins_waiting)
 
     @override
     def state(self) -> dict[str, Tensor]:
@@ -140,7 +140,4 @@ class TokenAbsmax(_Histogram):
 
     @override
     def update(self, seen: Observation) -> None:
-        self._waiting.append(magnitude_bins(seen.digest.token_absmax))
-        self._bins_waiting += seen.digest.tokens
-        if self._bins_waiting > WAITING:
-            self._settle()
+        self._wait([magnitude_bins(seen.digest.token_absmax)], seen.digest.tokens)

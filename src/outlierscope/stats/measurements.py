@@ -39,21 +39,29 @@ class Measurements:
             for stat in stats.values():
                 yield site, stat
 
+    def sites(self) -> list[Site]:
+        """The sites with statistics."""
+        return list(self._stats)
+
     def __len__(self) -> int:
         return sum(len(stats) for stats in self._stats.values())
 
-    def fresh(self, *, dear: bool = True) -> Measurements:
-        """The same statistics, all empty; without the dear ones if they are not to be computed."""
-        empty = Measurements()
-        for site, stat in self:
-            if dear or not stat.dear:
-                empty.add(site, stat.fresh())
-        return empty
+    def copy(self) -> Measurements:
+        """A table that goes on from here by itself; what it takes in is not seen here."""
+        copied = Measurements()
+        copied._stats = {site: dict(stats) for site, stats in self._stats.items()}
+        return copied
 
-    def merge(self, other: Measurements) -> None:
-        """Merge statistic by statistic; one that only the other has is an error (``KeyError``)."""
-        for site, stat in other:
-            self._stats[site][stat.name].merge(stat)
+    def take(self, site: Site, seen: Any, *, dear: bool) -> None:
+        """Let the statistics of a site take in one batch; the dear ones only if asked.
+
+        Each is copied first, as another table may hold it.
+        """
+        stats = self._stats[site]
+        for name, stat in stats.items():
+            if dear or not stat.dear:
+                stats[name] = taken = stat.copy()
+                taken.update(seen)
 
     def state(self) -> dict[str, Tensor]:
         """Every state under ``stack.layer.site.stat/field``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
 
@@ -19,6 +20,8 @@ class Stat(ABC, Generic[Seen]):
     in other batches to the float32 arithmetic of a batch. Fields are its parameters (thresholds) and its state
     (tensors on the CPU).
 
+    ``update`` and ``merge`` replace tables, they never change one in place: others may hold it (``copy``).
+
     ``Seen`` is what one update looks at: an ``Observation`` of a site's tensor, or an
     ``AttentionObservation`` of one layer's attention.
     """
@@ -34,6 +37,13 @@ class Stat(ABC, Generic[Seen]):
     @abstractmethod
     def fresh(self) -> Self:
         """An empty one with the same parameters."""
+
+    def copy(self) -> Self:
+        """One that goes on from here by itself, and costs next to nothing, as both hold the same tables.
+
+        A batch is taken in by copies: until the whole forward pass has succeeded, nobody needs to know of it.
+        """
+        return copy.copy(self)
 
     @abstractmethod
     def update(self, seen: Seen) -> None:
