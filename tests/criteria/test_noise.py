@@ -21,7 +21,8 @@ from outlierscope.criteria.noise import (
     rounding_error,
     uniform_noise,
 )
-from outlierscope.stats.histogram import BINS, bin_edges, magnitude_bins
+from outlierscope.stats.histogram import bin_edges
+from outlierscope.stats.sequence_magnitudes import BINS, magnitude_bins
 
 
 def histogram(values):

@@ -183,6 +183,23 @@ def test_a_flag_is_not_carried_onto_a_token_that_is_left_out(wrong):
     assert (stat.count, stat.tokens, stat.tokens_with_any) == (0, 9, 0)
 
 
+def test_batches_of_other_dims_are_refused():
+    random = np.random.default_rng(5)
+
+    def seen(dims):
+        values = random.standard_normal((9, dims)).astype(np.float32)
+        return observe([Sequence(0, values, np.arange(9), np.zeros(9, np.uint8))], random)
+
+    two, three = Events(SixSigma(0.5)), Events(SixSigma(0.5))
+    two.update(seen(2))
+    three.update(seen(3))
+    words = "events of 2 dims and 5 token classes cannot take in those of 3 dims and 5 classes"
+    with pytest.raises(ValueError, match=words):
+        two.update(seen(3))
+    with pytest.raises(ValueError, match=words):
+        two.merge(three)
+
+
 def test_flags_are_bounded():
     stat = Flags(SixSigma(0.5))
     random = np.random.default_rng(3)

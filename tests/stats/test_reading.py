@@ -35,10 +35,10 @@ def test_compiled_loops_and_segment_reductions_agree(sequences, length, dims, pa
     flat = torch.randn(sequences * length, dims, generator=torch.Generator().manual_seed(seed))
     plan = plan_reading(order)
     shift = torch.linspace(-1, 1, dims)
-    by_parts = read_on_cpu(flat, order, plan, shift)
+    by_parts = read_on_cpu(flat.numpy(), order, plan, shift.numpy())
     by_segments = read_with_torch(flat, order, plan, shift)
     for name in ("slot_low", "slot_high", "token_absmax"):
-        assert torch.equal(getattr(by_parts, name), getattr(by_segments, name)), name
+        assert np.array_equal(getattr(by_parts, name), getattr(by_segments, name)), name
     scale = np.abs(by_segments.powers).max(initial=1.0)
     np.testing.assert_allclose(by_parts.powers, by_segments.powers, rtol=1e-4, atol=1e-5 * scale)
 
@@ -48,7 +48,7 @@ def test_tables_are_those_of_a_direct_computation():
     flat = torch.randn(120, 9, generator=torch.Generator().manual_seed(1)) + 5
     reading = read(flat, order)
     plan, rows = reading.plan, flat[order.rows].double().numpy()
-    centred = rows - reading.shift.double().numpy()
+    centred = rows - reading.shift.astype(np.float64)
     for sequence in range(3):
         own = centred[order.bounds[sequence] : order.bounds[sequence + 1]]
         for power in range(4):
@@ -76,19 +76,19 @@ def test_slots_hold_one_sequence_and_class_each():
 
 def test_the_number_of_threads_does_not_matter(monkeypatch):
     order = order_of(5, 60, seed=3, padding=0.1)
-    flat = torch.randn(300, 20, generator=torch.Generator().manual_seed(3))
+    flat = torch.randn(300, 20, generator=torch.Generator().manual_seed(3)).numpy()
     tables = []
     for threads in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        tables.append(read_on_cpu(flat, order, plan_reading(order), torch.zeros(20)))
+        tables.append(read_on_cpu(flat, order, plan_reading(order), np.zeros(20, np.float32)))
     for other in tables[1:]:
         np.testing.assert_array_equal(other.powers, tables[0].powers)
-        assert torch.equal(other.slot_low, tables[0].slot_low)
+        np.testing.assert_array_equal(other.slot_low, tables[0].slot_low)
 
 
 def test_an_error_in_a_thread_is_raised():
-    def work(index):
-        if index == 3:
+    def work(share):
+        if 3 in share:
             raise ValueError("three")
 
     with pytest.raises(ValueError, match="three"):

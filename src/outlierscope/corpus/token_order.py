@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class TokenOrder:
     bounds: list[int]
     runs: list[ClassRun]
     positions: Tensor
-    _spaced: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _spaced: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False)
     _moved: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -81,13 +86,24 @@ class TokenOrder:
         """[N] int64 row of the batch of each entry of ``rows``."""
         return self.rows // max(self.shape[1], 1)
 
-    def spaced(self, number: int) -> Tensor:
+    @cached_property
+    def row_array(self) -> NDArray[np.int64]:
+        """``rows`` as a NumPy array."""
+        array: NDArray[np.int64] = self.rows.numpy()
+        return array
+
+    @cached_property
+    def bound_array(self) -> NDArray[np.int64]:
+        """``bounds`` as a NumPy array."""
+        return np.array(self.bounds, dtype=np.int64)
+
+    def spaced(self, number: int) -> NDArray[np.int64]:
         """At most ``number`` evenly spaced entries of ``rows``, from the middles of equal parts."""
         count = len(self.rows)
         if count <= number:
-            return self.rows
+            return self.row_array
         if number not in self._spaced:
-            self._spaced[number] = self.rows[(2 * torch.arange(number) + 1) * count // (2 * number)]
+            self._spaced[number] = self.row_array[(2 * np.arange(number) + 1) * count // (2 * number)]
         return self._spaced[number]
 
     def on(self, device: torch.device) -> Tensor:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from outlierscope.corpus.token_order import TokenOrder
 from outlierscope.stats.compiled import compiled
@@ -17,18 +16,27 @@ from outlierscope.stats.reading import read
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from outlierscope.corpus.batch import Batch
+    from outlierscope.stats.reading import Reading
     from outlierscope.stats.reading_plan import Plan
 
 LOCATED = 32
 """How many non-finite values are located."""
+
+NOWHERE = torch.zeros(0, 3, dtype=torch.int64)
+"""Their places where there is none."""
 
 TINY_VARIANCE = 1e-16
 """Below this variance fourth powers leave the normal range of float32."""
 
 CANCELLED = 0.01
 """A sequence's m4 below this share of the terms that make it is computed again in float64."""
+
+OVERFLOWN, POOR, NARROW = 1, 2, 4
+"""What is not right yet, bit by bit: fourth powers of a sequence that are not finite, a sequence's power sums
+without digits, dims that are constant or whose variance is tiny."""
 
 
 @dataclass
@@ -42,6 +50,7 @@ class Digest:
         pooled: mean and central power sums of each sequence over all its values, [B].
         minimum: [d] float32 smallest value of each dim; infinite where there are no tokens.
         maximum: [d] float32 largest.
+        inf_norms: [B] float64 largest magnitude of each sequence; -inf where it has no token.
         slot_low: [S, d] float32, smallest value of each slot and dim.
         slot_high: [S, d] float32, largest.
         token_absmax: [N] float32 largest magnitude of each token used, in the order of ``order.rows``.
@@ -53,18 +62,19 @@ class Digest:
     plan: Plan
     sums: PowerSums
     pooled: PowerSums
-    minimum: Tensor
-    maximum: Tensor
-    slot_low: Tensor
-    slot_high: Tensor
-    token_absmax: Tensor
+    minimum: NDArray[np.float32]
+    maximum: NDArray[np.float32]
+    inf_norms: Array
+    slot_low: NDArray[np.float32]
+    slot_high: NDArray[np.float32]
+    token_absmax: NDArray[np.float32]
     nonfinite: int
     nonfinite_located: Tensor
 
     @property
     def tokens(self) -> int:
         """Tokens used."""
-        return len(self.order.rows)
+        return len(self.token_absmax)
 
     @property
     def counts(self) -> list[int]:
@@ -72,22 +82,10 @@ class Digest:
         return self.order.counts
 
     @cached_property
-    def dim_absmax(self) -> Tensor:
+    def dim_absmax(self) -> NDArray[np.float32]:
         """[d] float32 largest magnitude of each dim; only where there are tokens."""
-        return torch.maximum(self.maximum, -self.minimum)
-
-    @cached_property
-    def inf_norms(self) -> Array:
-        """[B] largest magnitude of each sequence; -inf where it has no token."""
-        if all(self.counts):
-            absmax = self.token_absmax.numpy()
-            largest: Array = np.maximum.reduceat(absmax, self.order.bounds[:-1]).astype(np.float64)
-            return largest
-        norms = np.full(len(self.counts), -np.inf)
-        filled = np.array(self.counts) > 0
-        starts = np.array(self.order.bounds[:-1])[filled]
-        norms[filled] = np.maximum.reduceat(self.token_absmax.numpy(), starts) if len(starts) else 0.0
-        return norms
+        largest: NDArray[np.float32] = np.maximum(self.maximum, -self.minimum)
+        return largest
 
     def places(self, sequence: int) -> Tensor:
         """[T_used] int64, the places in T of one sequence's used tokens, ascending."""
@@ -107,42 +105,76 @@ def digest_tensor(tensor: Tensor, batch: Batch) -> Digest:
     whose variance does, are done again in float64.
     """
     flat = tensor.detach().reshape(-1, tensor.shape[2])  # [B * T, d]
-    order, nonfinite, located = batch.order, 0, torch.zeros(0, 3, dtype=torch.int64)
-    reading = read(flat, order)
-    overflown = _overflown(reading.powers)
-    if overflown:
-        infinite = ~flat.index_select(0, order.on(flat.device)).isfinite().all(1).cpu()  # [N]
+    reading = read(flat, batch.order)
+    digest, wrong = _digest(reading, batch.order, exact=flat.dtype == torch.float64)
+    if wrong & OVERFLOWN:
+        infinite = ~flat.index_select(0, batch.order.on(flat.device)).isfinite().all(1).cpu()  # [N]
         if infinite.any():
-            dropped = order.rows[infinite].sort().values
-            located = _locate(flat, dropped, batch)
-            nonfinite = len(dropped)
+            dropped = batch.order.rows[infinite].sort().values
             used = batch.real.cpu().flatten()
-            used = used.index_fill(0, dropped, value=False).view(order.shape)
-            order = TokenOrder.of(used, batch.classes, order.positions)
+            used = used.index_fill(0, dropped, value=False).view(batch.order.shape)
+            order = TokenOrder.of(used, batch.classes, batch.order.positions)
             reading = read(flat, order)
-            overflown = _overflown(reading.powers)
-    sums, pooled = _sums(reading.powers, order, _on_cpu(reading.shift), overflown, flat)
-    low, high = torch.empty(flat.shape[1]), torch.empty(flat.shape[1])
-    least = TINY_VARIANCE * len(order.rows) if flat.dtype != torch.float64 else -1.0
-    mend = _find_extent(
-        reading.slot_low.numpy(), reading.slot_high.numpy(), sums.m2, least, low.numpy(), high.numpy()
-    )
+            digest, wrong = _digest(reading, order, exact=flat.dtype == torch.float64)
+            digest.nonfinite, digest.nonfinite_located = len(dropped), _locate(flat, dropped, batch)
+    if wrong & (OVERFLOWN | POOR):
+        _sum_again(digest, reading, flat)
+    if wrong and digest.tokens:
+        _mend(digest, flat)
+    return digest
+
+
+def _digest(reading: Reading, order: TokenOrder, *, exact: bool) -> tuple[Digest, int]:
+    """The digest as the arithmetic of the reading gives it, and what is wrong with it."""
+    counts, dims = np.diff(order.bound_array).astype(np.float64), len(reading.shift)
+    sums, pooled, terms = sums_from_shifted(counts, reading.shift.astype(np.float64), reading.powers)
     digest = Digest(
         order=order,
         plan=reading.plan,
         sums=sums,
         pooled=pooled,
-        minimum=low,
-        maximum=high,
+        minimum=np.empty(dims, dtype=np.float32),
+        maximum=np.empty(dims, dtype=np.float32),
+        inf_norms=np.empty(len(counts)),
         slot_low=reading.slot_low,
         slot_high=reading.slot_high,
         token_absmax=reading.token_absmax,
-        nonfinite=nonfinite,
-        nonfinite_located=located,
+        nonfinite=0,
+        nonfinite_located=NOWHERE,
     )
-    if mend and digest.tokens:
-        _mend(digest, flat)
-    return digest
+    wrong = _doubt(pooled.count, pooled.m2, pooled.m4, terms)
+    wrong |= _find_extent(
+        reading.slot_low,
+        reading.slot_high,
+        sums.m2,
+        -1.0 if exact else TINY_VARIANCE * len(reading.token_absmax),
+        digest.minimum,
+        digest.maximum,
+    )
+    _find_norms(reading.token_absmax, order.bound_array, digest.inf_norms)
+    return digest, wrong
+
+
+@compiled
+def _doubt(count: Array, m2: Array, m4: Array, terms: Array) -> int:
+    """Whether the pooled sums [B] of any sequence are overflown or poor."""
+    wrong = 0
+    for b in range(len(count)):
+        if not np.isfinite(terms[b]):
+            wrong |= OVERFLOWN
+        elif m4[b] < CANCELLED * terms[b] or m2[b] < TINY_VARIANCE * count[b]:
+            wrong |= POOR
+    return wrong
+
+
+@compiled
+def _find_norms(token_absmax: NDArray[np.float32], bounds: NDArray[np.int64], norms: Array) -> None:
+    """Into ``norms`` [B], the largest of each sequence."""
+    for b in range(len(norms)):
+        largest = np.float32(-np.inf)
+        for token in range(bounds[b], bounds[b + 1]):
+            largest = max(largest, token_absmax[token])
+        norms[b] = largest
 
 
 @compiled
@@ -153,11 +185,11 @@ def _find_extent(
     least: float,
     low: NDArray[np.float32],
     high: NDArray[np.float32],
-) -> bool:
+) -> int:
     """Into ``low`` and ``high`` [d], the extremes over all slots [S, d].
 
     Returns:
-        Whether any dim is constant, or has an m2 below ``least``.
+        ``NARROW`` if any dim is constant, or has an m2 below ``least``.
     """
     low[:] = np.inf
     high[:] = -np.inf
@@ -168,7 +200,7 @@ def _find_extent(
     wrong = False
     for j in range(len(low)):
         wrong = wrong or low[j] == high[j] or m2[j] < least
-    return wrong
+    return NARROW if wrong else 0
 
 
 def _locate(flat: Tensor, rows: Tensor, batch: Batch) -> Tensor:
@@ -190,46 +222,33 @@ def _on_cpu(tensor: Tensor) -> Array:
     return array
 
 
-def _overflown(powers: Array) -> list[int]:
-    """The sequences with a fourth power beyond the arithmetic's range, or a non-finite value."""
-    found: list[int] = (~np.isfinite(powers[3].sum(1))).nonzero()[0].tolist()
-    return found
-
-
-def _sums(
-    powers: Array, order: TokenOrder, shift: Array, overflown: list[int], flat: Tensor
-) -> tuple[PowerSums, PowerSums]:
-    """Power sums by dim and by sequence; sequences that float32 does not serve are read again in float64."""
-    counts = np.array(order.counts, dtype=np.float64)
-    fast = counts
-    if overflown:
-        fast = counts.copy()
-        fast[overflown] = 0.0
-        powers[:, overflown] = 0.0
-        shift = np.nan_to_num(shift, nan=0.0, posinf=0.0, neginf=0.0)
-    sums, pooled, terms = sums_from_shifted(fast, shift, powers)
-    pooled.count = counts * len(shift)
+def _sum_again(digest: Digest, reading: Reading, flat: Tensor) -> None:
+    """Sum again those sequences in float64 that float32 does not serve."""
+    order = digest.order
+    counts = np.diff(order.bound_array).astype(np.float64)
+    overflown = ~np.isfinite(reading.powers[3].sum(1))  # [B]
+    reading.powers[:, overflown] = 0.0
+    shift = np.nan_to_num(reading.shift.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    digest.sums, pooled, terms = sums_from_shifted(np.where(overflown, 0.0, counts), shift, reading.powers)
+    pooled.count, digest.pooled = counts * len(shift), pooled
     poor = (pooled.m4 < CANCELLED * terms) | (pooled.m2 < TINY_VARIANCE * pooled.count)  # [B]
-    again = sorted({*overflown, *poor.nonzero()[0].tolist()}) if overflown or poor.any() else []
-    for sequence in again:
+    for sequence in (overflown | poor).nonzero()[0].tolist():
         start, stop = order.bounds[sequence : sequence + 2]
         rows = order.rows[start:stop].to(flat.device)
         exact = PowerSums.of(_on_cpu(flat.index_select(0, rows)))  # [d]
-        if sequence in overflown:
-            sums = combined(sums, exact)
+        if overflown[sequence]:
+            digest.sums = combined(digest.sums, exact)
         pooled.assign(sequence, over_dims(exact))
-    return sums, pooled
 
 
 def _mend(digest: Digest, flat: Tensor) -> None:
     """Do dims again whose powers are below the range of float32; constant ones are known exactly."""
     sums = digest.sums
     suspect = sums.m2 < TINY_VARIANCE * digest.tokens  # [d]
-    minimum = digest.minimum.numpy()
-    constant = minimum == digest.maximum.numpy()
+    constant = digest.minimum == digest.maximum
     if constant.any():
         nought = np.zeros(())
-        sums.assign(constant, PowerSums(sums.count, minimum[constant], nought, nought, nought))
+        sums.assign(constant, PowerSums(sums.count, digest.minimum[constant], nought, nought, nought))
     if suspect.any():
         dims = torch.from_numpy((suspect & ~constant).nonzero()[0]).to(flat.device)
         rows = digest.order.on(flat.device)[:, None]

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from outlierscope.stats.compiled import compiled
 from outlierscope.stats.pairs import Pairs
-from outlierscope.stats.positions import BUCKETS, count_buckets
+from outlierscope.stats.positions import BUCKETS, bucket_of
 from outlierscope.stats.stat import Stat
 
 if TYPE_CHECKING:
@@ -107,33 +107,29 @@ class Events(Stat["Observation"]):
             self._count(found, seen)
 
     def _count(self, found: Located, seen: Observation) -> None:
-        # Of the batch, not of the table: compiled loops do not look at bounds, and adding unlike tables fails.
-        dims, classes = seen.tensor.shape[2], len(seen.batch.class_names)
+        batch, order = seen.batch, seen.digest.order
         sequence, dim = found.sequence.numpy(), found.dim.numpy()  # [K]
-        place = sequence * seen.tensor.shape[1] + found.place.numpy()  # ascending, as found is sorted
-        at = torch.from_numpy(place)
-        position = seen.digest.order.positions.flatten()[at]
-        token_class = seen.batch.classes.cpu().flatten()[at].numpy()
-        by_dim_class = np.zeros((dims, classes), dtype=np.int64)
-        in_sequence = np.zeros(dims, dtype=np.int64)
-        self.sequences_with_any += _tally(sequence, dim, token_class, by_dim_class, in_sequence)
-        self.by_dim_class = self.by_dim_class + torch.from_numpy(by_dim_class)
-        self.by_dim = self.by_dim_class.sum(1)
-        self.sequences_by_dim = self.sequences_by_dim + torch.from_numpy(in_sequence)
-        self.positions = self.positions + count_buckets(position)
-        self.tokens_with_any += 1 + int(np.count_nonzero(np.diff(place)))
+        place = sequence * seen.tensor.shape[1] + found.place.numpy()  # [K], ascending, as found is sorted
+        position = order.positions.numpy().reshape(-1)[place]
+        tables = [getattr(self, table).numpy().copy() for table in TABLES]
+        token_class = batch.classes.cpu().numpy().reshape(-1)[place]
+        sequences, tokens = _tally(sequence, place, dim, token_class, position, *tables)
+        for name, table in zip(TABLES, tables, strict=True):
+            setattr(self, name, torch.from_numpy(table))
+        self.sequences_with_any += sequences
+        self.tokens_with_any += tokens
         self.count += len(found)
         self.carried += int(found.carried.sum())
         self._wait(
             Pairs(
                 dim=found.dim,
-                token_id=seen.batch.token_ids.cpu().flatten()[at],
+                token_id=torch.from_numpy(batch.token_ids.cpu().numpy().reshape(-1)[place]),
                 count=torch.ones_like(found.dim),
                 carried=found.carried.long(),
                 value=found.value,
                 score=found.score,
-                sequence=seen.batch.sequence_ids.cpu()[found.sequence],
-                position=position,
+                sequence=batch.sequence_ids.cpu()[found.sequence],
+                position=torch.from_numpy(position),
             )
         )
 
@@ -141,7 +137,7 @@ class Events(Stat["Observation"]):
     def merge(self, other: Events) -> None:
         for counter in COUNTERS:
             setattr(self, counter, getattr(self, counter) + getattr(other, counter))
-        if not len(self.by_dim) and len(other.by_dim):
+        if len(other.by_dim):
             self._make_room(*other.by_dim_class.shape)
         if not other.count:
             return
@@ -154,6 +150,11 @@ class Events(Stat["Observation"]):
         if not len(self.by_dim):
             self.by_dim, self.sequences_by_dim = _empty(dims), _empty(dims)
             self.by_dim_class = _empty(dims, classes)
+        elif self.by_dim_class.shape != (dims, classes):  # compiled loops do not look at bounds
+            raise ValueError(
+                f"events of {self.by_dim_class.shape[0]} dims and {self.by_dim_class.shape[1]} token classes "
+                f"cannot take in those of {dims} dims and {classes} classes"
+            )
 
     def _wait(self, pairs: Pairs) -> None:
         """Put new rows off until they are many: grouping at every batch would cost as the table grows."""
@@ -192,30 +193,40 @@ def _links(chain: Chain) -> Iterator[Pairs]:
 @compiled
 def _tally(
     sequence: NDArray[np.int64],
+    place: NDArray[np.int64],
     dim: NDArray[np.int64],
     token_class: NDArray[np.uint8],
+    position: NDArray[np.int64],
+    by_dim: NDArray[np.int64],
     by_dim_class: NDArray[np.int64],
-    in_sequence: NDArray[np.int64],
-) -> int:
-    """Count events [K], sorted by sequence.
+    positions: NDArray[np.int64],
+    sequences_by_dim: NDArray[np.int64],
+) -> tuple[int, int]:
+    """Count events [K], sorted by sequence and place, into the four tables.
 
     Args:
         sequence: [K].
+        place: [K] which token.
         dim: [K].
         token_class: [K].
+        position: [K].
+        by_dim: [d], added to.
         by_dim_class: [d, C], added to.
-        in_sequence: [d] sequences with an event in each dim, added to.
+        positions: [BUCKETS], added to.
+        sequences_by_dim: [d], added to.
 
     Returns:
-        How many sequences have any.
+        How many sequences, and how many tokens, have any.
     """
-    last = np.full(len(in_sequence), -1)
-    sequences = 0
+    last = np.full(len(by_dim), -1)
+    sequences = tokens = 0
     for event in range(len(sequence)):
-        if event == 0 or sequence[event] != sequence[event - 1]:
-            sequences += 1
+        sequences += event == 0 or sequence[event] != sequence[event - 1]
+        tokens += event == 0 or place[event] != place[event - 1]
+        by_dim[dim[event]] += 1
         by_dim_class[dim[event], token_class[event]] += 1
+        positions[bucket_of(position[event])] += 1
         if last[dim[event]] != sequence[event]:
             last[dim[event]] = sequence[event]
-            in_sequence[dim[event]] += 1
-    return sequences
+            sequences_by_dim[dim[event]] += 1
+    return sequences, tokens

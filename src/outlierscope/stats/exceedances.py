@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -13,7 +14,6 @@ from outlierscope.stats.compiled import compiled
 from outlierscope.stats.stat import Stat
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from outlierscope.stats.observation import Observation
@@ -49,7 +49,7 @@ class Exceedances(Stat["Observation"]):
     @override
     def update(self, seen: Observation) -> None:
         # As float32, which the values are, so that every device compares alike.
-        threshold = float(torch.tensor(self.threshold, dtype=torch.float32))
+        threshold = float(np.float32(self.threshold))
         self._add(_count_beyond(seen, threshold), seen.digest.tokens)
 
     @override
@@ -74,18 +74,15 @@ def _count_beyond(seen: Observation, threshold: float) -> Tensor:
     """[d] int64 tokens with abs(x) >= threshold, read only where both token and dim reach it."""
     digest, dims = seen.digest, seen.tensor.shape[2]
     total = torch.zeros(dims, dtype=torch.int64)
-    if not digest.tokens:
+    if not digest.tokens or digest.dim_absmax.max() < threshold:
         return total
-    rows = digest.order.rows[digest.token_absmax >= threshold]  # [R]
-    columns = (digest.dim_absmax >= threshold).nonzero().flatten()  # [D]
-    if not len(rows) or not len(columns):
-        return total
+    rows = digest.order.row_array[digest.token_absmax >= threshold]  # [R]
     if seen.tensor.device.type != "cpu":
         flat = seen.tensor.detach().reshape(-1, dims)
-        values = flat.index_select(0, rows.to(flat.device)).float()
+        values = flat.index_select(0, torch.from_numpy(rows).to(flat.device)).float()
         return (values.abs_() >= threshold).sum(0).cpu()
     array, at = seen.at_hand(rows)
-    _count_columns(array, at, columns.numpy(), threshold, total.numpy())
+    _count_columns(array, at, digest.dim_absmax, threshold, total.numpy())
     return total
 
 
@@ -93,11 +90,12 @@ def _count_beyond(seen: Observation, threshold: float) -> Tensor:
 def _count_columns(
     values: NDArray[np.float32],
     at: NDArray[np.int64],
-    columns: NDArray[np.int64],
+    dim_absmax: NDArray[np.float32],
     threshold: float,
     total: NDArray[np.int64],
 ) -> None:
-    """Add to ``total`` [d], for each of the ``columns``, how many of the rows ``at`` reach ``threshold``."""
+    """Add to ``total`` [d], how many of the rows ``at`` reach ``threshold`` in each dim that has such a value."""
+    columns = np.flatnonzero(dim_absmax >= threshold)
     for row in at:
         for column in columns:
             total[column] += abs(values[row, column]) >= threshold

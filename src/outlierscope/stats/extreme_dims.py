@@ -74,20 +74,21 @@ class ExtremeDims(Stat["Observation"]):
 
 def _count_extremes(seen: Observation) -> tuple[Tensor, Tensor]:
     """[d] int64 each, for how many tokens each dim is the first with the largest, and with the smallest value."""
-    rows, dims = seen.digest.order.rows, seen.tensor.shape[2]
+    order, dims = seen.digest.order, seen.tensor.shape[2]
     if seen.tensor.device.type != "cpu":
-        values = seen.tensor.detach().reshape(-1, dims).index_select(0, rows.to(seen.tensor.device))
+        values = seen.tensor.detach().reshape(-1, dims).index_select(0, order.on(seen.tensor.device))
         argmax, argmin = (
             torch.bincount(index, minlength=dims) for index in (values.argmax(1), values.argmin(1))
         )
         return argmax.cpu(), argmin.cpu()
-    array, at = seen.at_hand(rows)
+    array, at = seen.at_hand(order.row_array)
     bits = array.view(np.int32)
     counts = np.zeros((PIECES, 2, dims), dtype=np.int64)
 
-    def count(piece: int) -> None:
-        part = at[len(at) * piece // PIECES : len(at) * (piece + 1) // PIECES]
-        _count_rows(array, bits, part, counts[piece])
+    def count(pieces: range) -> None:
+        for piece in pieces:
+            part = at[len(at) * piece // PIECES : len(at) * (piece + 1) // PIECES]
+            _count_rows(array, bits, part, counts[piece])
 
     share_out(count, PIECES)
     argmax, argmin = torch.from_numpy(counts.sum(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from outlierscope.stats.digest import first_located
-from outlierscope.stats.records import NONE, Found, locate, mark_winners, put_records
+from outlierscope.stats.records import NONE, put_best, put_others, raise_bar
 from outlierscope.stats.stat import Stat
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from outlierscope.stats.observation import Observation
 
 
@@ -41,7 +43,7 @@ class Extremes(Stat["Observation"]):
     position: Tensor = field(default_factory=lambda: _integers(0, 0))
     token: Tensor = field(default_factory=lambda: _integers(0, 0))
     nonfinite_located: Tensor = field(default_factory=lambda: _integers(0, 3))
-    _bar: Tensor | None = field(default=None, repr=False, compare=False)
+    _bar: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     _last: int = field(default=NONE, repr=False, compare=False)
 
     @property
@@ -55,67 +57,67 @@ class Extremes(Stat["Observation"]):
 
     @override
     def update(self, seen: Observation) -> None:
-        digest = seen.digest
-        self._take_nonfinite(digest.nonfinite_located)
-        if digest.tokens:
-            found = self._surpassing(seen)
-            if found is not None:
-                self._record(found)
+        self._take_nonfinite(seen.digest.nonfinite_located)
+        if seen.digest.tokens:
+            self._take(seen)
 
     @override
     def merge(self, other: Extremes) -> None:
         self._take_nonfinite(other.nonfinite_located)
         if len(other.value):
-            self._record(other._as_found())
+            self._make_room(*other.value.shape)
+            tables = self._copied()
+            put_others(*other._tables(), *tables)
+            self._set(tables)
+            self._bar = None
 
     def _take_nonfinite(self, located: Tensor) -> None:
         if len(located):
             self.nonfinite_located = first_located(torch.cat([self.nonfinite_located, located]))
 
-    def _as_found(self) -> Found:
-        tables = (self.value, self.sequence, self.position, self.token)
-        value, sequence, position, token = (table.numpy() for table in tables)
-        index = (sequence != NONE).nonzero()
-        classes, dims = self.value.shape
-        return Found(
-            classes,
-            dims,
-            index[0],
-            index[1],
-            value[index],
-            sequence[index],
-            position[index],
-            token[index],
-        )
-
-    def _surpassing(self, seen: Observation) -> Found | None:
-        """The extremes of a batch that surpass these records, located."""
-        digest, plan = seen.digest, seen.digest.plan
-        self._make_room(len(seen.batch.class_names), seen.tensor.shape[2])
+    def _take(self, seen: Observation) -> None:
+        digest, batch = seen.digest, seen.batch
+        self._make_room(len(batch.class_names), seen.tensor.shape[2])
         if self._bar is None:
-            self._bar = torch.where(self.sequence == NONE, -1.0, self.value.abs())
-            self._last = int(self.sequence.max())
-        low, high = digest.slot_low.numpy(), digest.slot_high.numpy()  # [S, d]
-        wins = np.empty(low.shape, dtype=np.bool_)
+            value, sequence, *_ = self._tables()
+            self._bar = np.where(sequence == NONE, np.float32(-1), np.abs(value))
+            self._last = int(sequence.max())
+        best = np.empty_like(self._bar)
+        ids = batch.sequence_ids.cpu().numpy()
         # An equal value wins over one of a later sequence.
-        ties = self._last > int(seen.batch.sequence_ids.min())
-        if not mark_winners(low, high, plan.slot_class, self._bar.numpy(), ties, wins):
-            return None
-        slot, dim = wins.nonzero()  # [W]
-        return locate(seen, slot, dim, np.maximum(high[slot, dim], -low[slot, dim]))
-
-    def _record(self, found: Found) -> None:
-        """Take over what surpasses the records; never in place, as others may hold the same tables."""
-        self._make_room(found.classes, found.dims)
-        tables = (self.value, self.sequence, self.position, self.token)
-        copies = [table.numpy().reshape(-1).copy() for table in tables]
-        if not put_records(copies, found):
+        challenge = (digest.slot_low, digest.slot_high, digest.plan.slot_class)
+        ties = self._last > int(ids.min())
+        if not raise_bar(*challenge, self._bar, ties, best):
             return
-        shape = self.value.shape
-        self.value, self.sequence, self.position, self.token = (
-            torch.from_numpy(copy).view(shape) for copy in copies
+        # On a GPU this copies the tensor, which only batches with new records do: most of them come early.
+        values, at = seen.at_hand(digest.order.row_array)
+        tables = self._copied()
+        put_best(
+            values,
+            at,
+            digest.order.row_array,
+            *challenge,
+            digest.plan.slot_start,
+            self._bar,
+            ties,
+            best,
+            ids,
+            digest.order.positions.numpy(),
+            batch.token_ids.cpu().numpy(),
+            *tables,
         )
-        self._bar = None
+        self._set(tables)
+        self._bar, self._last = best, max(self._last, int(ids.max()))
+
+    def _tables(self) -> list[NDArray[Any]]:
+        return [table.numpy() for table in (self.value, self.sequence, self.position, self.token)]
+
+    def _copied(self) -> list[NDArray[Any]]:
+        """The tables, to be changed: others may hold those that are here."""
+        return [table.copy() for table in self._tables()]
+
+    def _set(self, tables: list[NDArray[Any]]) -> None:
+        self.value, self.sequence, self.position, self.token = map(torch.from_numpy, tables)
 
     def _make_room(self, classes: int, dims: int) -> None:
         shape = (classes, dims)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from outlierscope.stats.sequence_magnitudes import BINS, magnitude_bins
+from outlierscope.stats.sequence_magnitudes import BINS, count_magnitudes
 from outlierscope.stats.stat import Stat
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ def quantile_of(counts: Tensor, q: float) -> float:
 
 
 class _Histogram(Stat["Observation"]):
-    """What both histograms can be asked, and how bins are gathered."""
+    """What both histograms can be asked, and how magnitudes are gathered."""
 
     def __init__(self) -> None:
         self._counts: Tensor | None = None
         self._waiting: list[Tensor] = []
-        self._bins_waiting = 0
+        self._tokens_waiting = 0
 
     @property
     def counts(self) -> Tensor:
@@ -82,18 +82,18 @@ class _Histogram(Stat["Observation"]):
     def _add(self, counts: Tensor) -> None:
         self._counts = counts if self._counts is None else self._counts + counts
 
-    def _wait(self, bins: list[Tensor], count: int) -> None:
-        self._waiting = self._waiting + bins  # not in place: copies share the list
-        self._bins_waiting += count
-        if self._bins_waiting > WAITING:
+    def _wait(self, magnitudes: list[Tensor], count: int) -> None:
+        self._waiting = self._waiting + magnitudes  # not in place: copies share the list
+        self._tokens_waiting += count
+        if self._tokens_waiting > WAITING:
             self._settle()
 
     def _settle(self) -> None:
-        """Count the bins that wait."""
+        """Count the magnitudes that wait."""
         if self._waiting:
             waiting = torch.cat(self._waiting)
-            self._waiting, self._bins_waiting = [], 0
-            self._add(torch.bincount(waiting, minlength=BINS))
+            self._waiting, self._tokens_waiting = [], 0
+            self._add(count_magnitudes(waiting))
 
     @override
     def fresh(self) -> Self:
@@ -103,7 +103,7 @@ class _Histogram(Stat["Observation"]):
     def merge(self, other: Self) -> None:
         if other._counts is not None:
             self._add(other._counts)
-        self._wait(other._waiting, other._bins_waiting)
+        self._wait(other._waiting, other._tokens_waiting)
 
     @override
     def state(self) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ class _Histogram(Stat["Observation"]):
 
     @override
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self._counts, self._waiting, self._bins_waiting = state["counts"], [], 0
+        self._counts, self._waiting, self._tokens_waiting = state["counts"], [], 0
 
 
 class LogHistogram(_Histogram):
@@ -140,4 +140,4 @@ class TokenAbsmax(_Histogram):
 
     @override
     def update(self, seen: Observation) -> None:
-        self._wait([magnitude_bins(seen.digest.token_absmax)], seen.digest.tokens)
+        self._wait([torch.from_numpy(seen.digest.token_absmax)], seen.digest.tokens)

@@ -102,12 +102,12 @@ def read_beyond(seen: Observation, centre: Array, limit: Array) -> Located:
         return Located.nothing()
     order = digest.order
     bar = np.where(possible, least, np.inf).astype(np.float32)[order.sequence_of.numpy()]  # [N]
-    rows = order.rows.numpy()[digest.token_absmax.numpy() >= bar]  # [R]
-    columns = (digest.dim_absmax.numpy() >= least[possible].min()).nonzero()[0]  # [D]
+    rows = order.row_array[digest.token_absmax >= bar]  # [R]
+    columns = (digest.dim_absmax >= least[possible].min()).nonzero()[0]  # [D]
     if not len(rows) or not len(columns):
         return Located.nothing()
     rows.sort()
-    values, at = seen.at_hand(torch.from_numpy(rows))
+    values, at = seen.at_hand(rows)
     sequence = rows // order.shape[1]
     arguments = (values, at, sequence, columns, centre, np.where(np.isnan(limit), np.inf, limit))
     index = np.empty((_list_beyond(*arguments, np.empty((0, 2), dtype=np.int64)), 2), dtype=np.int64)

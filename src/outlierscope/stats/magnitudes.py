@@ -82,7 +82,7 @@ def _figures(seen: Observation, sequence: int) -> Tensor:
     """[6] float64 ``FIGURES`` of one sequence."""
     start, stop = seen.digest.order.bounds[sequence : sequence + 2]
     # The three largest values stand in tokens whose absmax is among the three largest.
-    tokens = seen.digest.token_absmax[start:stop].topk(min(3, stop - start)).indices + start
+    tokens = torch.from_numpy(seen.digest.token_absmax[start:stop]).topk(min(3, stop - start)).indices + start
     rows = seen.digest.order.rows[tokens].to(seen.tensor.device)
     values = seen.tensor.detach().reshape(-1, seen.tensor.shape[2])[rows].float().abs().flatten()
     top = values.topk(min(3, len(values))).values.double().cpu()

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from outlierscope.stats.power_sums import PowerSums, combined, over_dims
+from outlierscope.stats.power_sums import PowerSums, combine_into, over_dims
 from outlierscope.stats.stat import Stat
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from outlierscope.stats.observation import Observation
+
+ROWS = ("mean", "m2", "m3", "m4", "minimum", "maximum")
+"""What the table of ``Moments`` holds, row by row."""
 
 
 @dataclass(frozen=True)
@@ -38,38 +44,60 @@ class PooledMoments:
     absmax: float
 
 
-def _empty() -> Tensor:
-    return torch.zeros(0, dtype=torch.float64)
-
-
 @dataclass
 class Moments(Stat["Observation"]):
     """Moments by dim; all but the two counts [d] float64 (empty before the first batch).
 
     Attributes:
         count: tokens.
+        nonfinite: tokens dropped because a value was NaN or infinite.
+        table: [6, d], the rows of which are the six that follow.
         mean: over tokens.
         m2: sum of (x - mean)^2 over tokens.
         m3: sum of (x - mean)^3.
         m4: sum of (x - mean)^4.
         minimum: smallest value.
         maximum: largest value.
-        nonfinite: tokens dropped because a value was NaN or infinite.
     """
 
     count: int = 0
-    mean: Tensor = field(default_factory=_empty)
-    m2: Tensor = field(default_factory=_empty)
-    m3: Tensor = field(default_factory=_empty)
-    m4: Tensor = field(default_factory=_empty)
-    minimum: Tensor = field(default_factory=_empty)
-    maximum: Tensor = field(default_factory=_empty)
     nonfinite: int = 0
+    table: Tensor = field(default_factory=lambda: torch.zeros(len(ROWS), 0, dtype=torch.float64))
 
     @property
     @override
     def name(self) -> str:
         return "moments"
+
+    @property
+    def mean(self) -> Tensor:
+        """[d] mean over tokens."""
+        return self.table[0]
+
+    @property
+    def m2(self) -> Tensor:
+        """[d] sum of (x - mean)^2 over tokens."""
+        return self.table[1]
+
+    @property
+    def m3(self) -> Tensor:
+        """[d] sum of (x - mean)^3."""
+        return self.table[2]
+
+    @property
+    def m4(self) -> Tensor:
+        """[d] sum of (x - mean)^4."""
+        return self.table[3]
+
+    @property
+    def minimum(self) -> Tensor:
+        """[d] smallest value."""
+        return self.table[4]
+
+    @property
+    def maximum(self) -> Tensor:
+        """[d] largest value."""
+        return self.table[5]
 
     @override
     def fresh(self) -> Moments:
@@ -80,45 +108,41 @@ class Moments(Stat["Observation"]):
         digest = seen.digest
         self.nonfinite += digest.nonfinite
         if digest.tokens:
-            self._take(digest.sums, digest.tokens, digest.minimum.double(), digest.maximum.double())
+            self._take(digest.sums, digest.tokens, digest.minimum, digest.maximum)
 
     @override
     def merge(self, other: Moments) -> None:
         self.nonfinite += other.nonfinite
         if other.count:
-            self._take(other._sums(), other.count, other.minimum, other.maximum)
+            minimum, maximum = other.minimum.numpy(), other.maximum.numpy()
+            self._take(other._sums(), other.count, minimum, maximum)
 
-    def _take(self, sums: PowerSums, count: int, minimum: Tensor, maximum: Tensor) -> None:
+    def _take(self, sums: PowerSums, count: int, minimum: NDArray[Any], maximum: NDArray[Any]) -> None:
+        joined = np.empty((len(ROWS), len(minimum)))
         if self.count:
-            sums = combined(self._sums(), sums)
-            minimum, maximum = torch.minimum(self.minimum, minimum), torch.maximum(self.maximum, maximum)
+            mine = self.table.numpy()
+            # These refuse unlike numbers of dims; the compiled loop does not look at bounds.
+            np.minimum(mine[4], minimum, out=joined[4])
+            np.maximum(mine[5], maximum, out=joined[5])
+            combine_into(joined[:4], self._sums(), sums)
+        else:
+            for row, values in enumerate((sums.mean, sums.m2, sums.m3, sums.m4, minimum, maximum)):
+                joined[row] = values
         self.count += count
-        self.mean, self.m2 = torch.from_numpy(sums.mean), torch.from_numpy(sums.m2)
-        self.m3, self.m4 = torch.from_numpy(sums.m3), torch.from_numpy(sums.m4)
-        self.minimum, self.maximum = minimum, maximum
+        self.table = torch.from_numpy(joined)
 
     def _sums(self) -> PowerSums:
-        tables = (self.mean, self.m2, self.m3, self.m4)
-        return PowerSums(float(self.count), *(table.numpy() for table in tables))
+        return PowerSums(float(self.count), *self.table[:4].numpy())
 
     @override
     def state(self) -> dict[str, Tensor]:
-        return {
-            "count": torch.tensor(self.count),
-            "mean": self.mean,
-            "m2": self.m2,
-            "m3": self.m3,
-            "m4": self.m4,
-            "minimum": self.minimum,
-            "maximum": self.maximum,
-            "nonfinite": torch.tensor(self.nonfinite),
-        }
+        counts = {"count": torch.tensor(self.count), "nonfinite": torch.tensor(self.nonfinite)}
+        return counts | {name: row.clone() for name, row in zip(ROWS, self.table, strict=True)}
 
     @override
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.count, self.nonfinite = int(state["count"]), int(state["nonfinite"])
-        self.mean, self.m2, self.m3, self.m4 = state["mean"], state["m2"], state["m3"], state["m4"]
-        self.minimum, self.maximum = state["minimum"], state["maximum"]
+        self.table = torch.stack([state[name] for name in ROWS])
 
     def variance(self, ddof: int = 1) -> Tensor:
         """[d] m2 / (count - ddof); NaN where there are too few tokens."""

@@ -59,15 +59,17 @@ class Observation:
         """[T_used, d] float32: the real, finite rows of one sequence (``digest.places(sequence)``)."""
         return self.digest.values(self.tensor, sequence)
 
-    def at_hand(self, rows: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def at_hand(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Rows of the flattened tensor [B * T, d] on the CPU: values [*, d], and where in them each row is.
 
         Nothing is copied when the tensor is float32 and on the CPU already.
         """
         flat = self.tensor.detach().reshape(-1, self.tensor.shape[2])
         if flat.dtype == torch.float32 and flat.device.type == "cpu":
-            return flat.numpy(), rows.numpy()
-        return flat.index_select(0, rows.to(flat.device)).float().cpu().numpy(), np.arange(len(rows))
+            return flat.numpy(), rows
+        return flat.index_select(0, torch.from_numpy(rows).to(flat.device)).float().cpu().numpy(), np.arange(
+            len(rows)
+        )
 
     def is_used(self, places: Located) -> Tensor:
         """[K] bool, whether the tokens of these places are real and finite here."""

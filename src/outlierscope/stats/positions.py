@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from outlierscope.stats.compiled import compiled
+
 EXACT = 64
 """Positions below this have a bucket of their own."""
 
@@ -33,6 +35,15 @@ def bucket_names() -> list[str]:
     return [str(position) for position in range(EXACT)] + wide
 
 
-def count_buckets(positions: Tensor) -> Tensor:
-    """[BUCKETS] int64, how many of the positions fall into each bucket."""
-    return torch.bincount(position_bucket(positions), minlength=BUCKETS)
+@compiled
+def bucket_of(position: int) -> int:
+    """``position_bucket`` of one position, for compiled loops.
+
+    >>> [bucket_of(position) for position in (0, 63, 64, 127, 128, 1000)]
+    [0, 63, 64, 64, 65, 67]
+    """
+    bucket = min(position, EXACT)
+    while position >= 2 * EXACT:
+        position >>= 1
+        bucket += 1
+    return bucket

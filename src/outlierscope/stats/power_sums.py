@@ -142,9 +142,25 @@ def combined(first: PowerSums, second: PowerSums) -> PowerSums:
     if not b:
         return first
     result = np.empty((4, len(first.mean)))
-    tables = [(sums.mean, sums.m2, sums.m3, sums.m4) for sums in (first, second)]
-    _combine(a, *tables[0], b, *tables[1], result)
+    combine_into(result, first, second)
     return PowerSums(a + b, *result)
+
+
+def combine_into(result: Array, first: PowerSums, second: PowerSums) -> None:
+    """Into ``result`` [4, n], the mean, m2, m3 and m4 of two groups together; neither may be empty."""
+    _combine(
+        float(first.count),
+        first.mean,
+        first.m2,
+        first.m3,
+        first.m4,
+        float(second.count),
+        second.mean,
+        second.m2,
+        second.m3,
+        second.m4,
+        result,
+    )
 
 
 @compiled

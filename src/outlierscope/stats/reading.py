@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from outlierscope.stats.compiled import compiled
 from outlierscope.stats.reading_cpu import read_on_cpu
@@ -16,6 +15,7 @@ from outlierscope.stats.reading_torch import read_with_torch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from outlierscope.corpus.token_order import TokenOrder
     from outlierscope.stats.reading_plan import Plan
@@ -31,7 +31,7 @@ class Reading:
 
     Attributes:
         plan: how the batch was cut.
-        shift: [d] around which the powers were taken.
+        shift: [d] float32 or float64, around which the powers were taken.
         powers: [4, B, d] float64 sums of the first to fourth powers of (x - shift) by sequence.
         slot_low: [S, d] float32, smallest value of each slot.
         slot_high: [S, d] float32, largest value.
@@ -40,11 +40,11 @@ class Reading:
     """
 
     plan: Plan
-    shift: Tensor
+    shift: NDArray[Any]
     powers: NDArray[np.float64]
-    slot_low: Tensor
-    slot_high: Tensor
-    token_absmax: Tensor
+    slot_low: NDArray[np.float32]
+    slot_high: NDArray[np.float32]
+    token_absmax: NDArray[np.float32]
 
 
 def read(flat: Tensor, order: TokenOrder) -> Reading:
@@ -53,41 +53,41 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
     Arithmetic is float32 around the shift (float64 for float64 tensors), sums over many tokens are float64.
     """
     plan = plan_reading(order)
-    work = torch.float64 if flat.dtype == torch.float64 else torch.float32
-    sample = flat.index_select(0, order.spaced(SHIFT_ROWS).to(flat.device)).to(work).cpu()
-    shift = sample.new_empty(flat.shape[1])
-    _shift(sample.numpy(), shift.numpy())
-    on_cpu = flat.device.type == "cpu" and work == torch.float32
-    tables = (read_on_cpu if on_cpu else read_with_torch)(flat, order, plan, shift.to(flat.device))
+    spaced = order.spaced(SHIFT_ROWS)
+    shift: NDArray[Any]
+    if flat.device.type == "cpu" and flat.dtype != torch.float64:
+        values = flat.float().contiguous().numpy()
+        shift = np.empty(flat.shape[1], dtype=np.float32)
+        _shift(values, spaced, shift)
+        tables = read_on_cpu(values, order, plan, shift)
+    else:
+        work = torch.float64 if flat.dtype == torch.float64 else torch.float32
+        sample = flat.index_select(0, torch.from_numpy(spaced).to(flat.device)).to(work).cpu().numpy()
+        shift = np.empty(flat.shape[1], dtype=sample.dtype)
+        _shift(sample, np.arange(len(sample)), shift)
+        tables = read_with_torch(flat, order, plan, torch.from_numpy(shift).to(flat.device))
     powers = tables.powers  # [4, P, d]
-    if plan.owners != list(range(len(order.counts))):
+    if len(plan.owners) != len(order.counts) or not all(order.counts):
         powers = np.zeros((4, len(order.counts), flat.shape[1]))
         with np.errstate(invalid="ignore"):  # infinities of both signs; such sequences are read again
             for part, sequence in enumerate(plan.owners):
                 powers[:, sequence] += tables.powers[:, part]
-    return Reading(
-        plan,
-        shift,
-        powers,
-        tables.slot_low,
-        tables.slot_high,
-        tables.token_absmax,
-    )
+    return Reading(plan, shift, powers, tables.slot_low, tables.slot_high, tables.token_absmax)
 
 
 @compiled
-def _shift(sample: NDArray[Any], shift: NDArray[Any]) -> None:
-    """Into ``shift`` [d], the mean of the half of the sampled rows [k, d] with the smaller largest values.
+def _shift(values: NDArray[Any], rows: NDArray[np.int64], shift: NDArray[Any]) -> None:
+    """Into ``shift`` [d], the mean of the half of the ``rows`` [k] of values [*, d] with the smaller largest values.
 
     The other half may hold outliers beside which everything else would lose its digits.
     """
-    size = np.zeros(len(sample), sample.dtype)
-    for row in range(len(sample)):
-        for value in sample[row]:
-            size[row] = max(size[row], abs(value))
-    half = (len(sample) + 1) // 2
+    size = np.zeros(len(rows), values.dtype)
+    for index in range(len(rows)):
+        for value in values[rows[index]]:
+            size[index] = max(size[index], abs(value))
+    half = (len(rows) + 1) // 2
     shift[:] = 0
-    for row in np.argsort(size, kind="mergesort")[:half]:
-        shift += sample[row]
+    for index in np.argsort(size, kind="mergesort")[:half]:
+        shift += values[rows[index]]
     if half:
         shift /= half

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from outlierscope.stats.compiled import compiled
 from outlierscope.stats.reading_plan import Tables
@@ -13,7 +12,6 @@ from outlierscope.stats.threads import share_out
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from outlierscope.corpus.token_order import TokenOrder
     from outlierscope.stats.reading_plan import Plan
@@ -130,38 +128,63 @@ def _read_part(
             slot_high[slot, left:right] = high[:width]
 
 
-def read_on_cpu(flat: Tensor, order: TokenOrder, plan: Plan, shift: Tensor) -> Tables:
-    """Read the rows of ``order`` from ``flat`` [B * T, d], parts side by side; float32 whatever its dtype.
+@compiled
+def _read_parts(
+    first: int,
+    stop: int,
+    step: int,
+    part_slot: NDArray[np.int64],
+    flat: NDArray[np.float32],
+    bits: NDArray[np.int32],
+    rows: NDArray[np.int64],
+    slot_start: NDArray[np.int64],
+    shift: NDArray[np.float32],
+    powers: NDArray[np.float64],
+    slot_low: NDArray[np.float32],
+    slot_high: NDArray[np.float32],
+    token_absmax: NDArray[np.int32],
+) -> None:
+    """The parts of ``range(first, stop, step)``, each written into its places in the tables of all parts."""
+    for part in range(first, stop, step):
+        begin, end = part_slot[part], part_slot[part + 1]
+        _read_part(
+            flat,
+            bits,
+            rows,
+            slot_start[begin : end + 1],
+            shift,
+            powers[:, part],
+            slot_low[begin:end],
+            slot_high[begin:end],
+            token_absmax,
+        )
+
+
+def read_on_cpu(
+    values: NDArray[np.float32], order: TokenOrder, plan: Plan, shift: NDArray[np.float32]
+) -> Tables:
+    """Read the rows of ``order`` from contiguous ``values`` [B * T, d], parts side by side.
 
     The result does not depend on the number of threads.
     """
-    dims, slots = flat.shape[1], len(plan.slot_class)
-    flat = flat.float().contiguous()
+    dims, slots = values.shape[1], len(plan.slot_class)
     tables = Tables(
         powers=np.zeros((4, len(plan.owners), dims)),
-        slot_low=torch.empty(slots, dims),
-        slot_high=torch.empty(slots, dims),
-        token_absmax=torch.zeros(len(order.rows)),
+        slot_low=np.empty((slots, dims), dtype=np.float32),
+        slot_high=np.empty((slots, dims), dtype=np.float32),
+        token_absmax=np.zeros(len(order.rows), dtype=np.float32),
     )
-    values, rows, centre = flat.numpy(), order.rows.numpy(), shift.numpy()
-    bits = values.view(np.int32)
-    low, high = tables.slot_low.numpy(), tables.slot_high.numpy()
-    largest = tables.token_absmax.numpy().view(np.int32)
-
-    def read(part: int) -> None:
-        first, last = plan.part_slot[part : part + 2]
-        starts = plan.slot_start[first : last + 1]
-        _read_part(
-            values,
-            bits,
-            rows,
-            starts,
-            centre,
-            tables.powers[:, part],
-            low[first:last],
-            high[first:last],
-            largest,
-        )
-
-    share_out(read, len(plan.owners))
+    arguments = (
+        plan.part_slot,
+        values,
+        values.view(np.int32),
+        order.row_array,
+        plan.slot_start,
+        shift,
+        tables.powers,
+        tables.slot_low,
+        tables.slot_high,
+        tables.token_absmax.view(np.int32),
+    )
+    share_out(lambda parts: _read_parts(parts.start, parts.stop, parts.step, *arguments), len(plan.owners))
     return tables

@@ -10,7 +10,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from outlierscope.corpus.token_order import TokenOrder
 
@@ -67,7 +66,7 @@ def plan_reading(order: TokenOrder) -> Plan:
 
 @dataclass
 class Tables:
-    """What either way of reading gives, on the CPU; P parts, S slots, N tokens.
+    """What either way of reading gives; P parts, S slots, N tokens.
 
     Attributes:
         powers: [4, P, d] float64, sums of the first to fourth powers of (x - shift) by part.
@@ -77,6 +76,6 @@ class Tables:
     """
 
     powers: NDArray[np.float64]
-    slot_low: Tensor
-    slot_high: Tensor
-    token_absmax: Tensor
+    slot_low: NDArray[np.float32]
+    slot_high: NDArray[np.float32]
+    token_absmax: NDArray[np.float32]

@@ -45,7 +45,7 @@ def read_with_torch(flat: Tensor, order: TokenOrder, plan: Plan, shift: Tensor) 
     slots = torch.from_numpy(plan.slot_length)
     return Tables(
         powers=powers,
-        slot_low=reduced(values, "min", slots).float().cpu(),
-        slot_high=reduced(values, "max", slots).float().cpu(),
-        token_absmax=torch.maximum(values.amax(1), -values.amin(1)).float().cpu(),
+        slot_low=reduced(values, "min", slots).float().cpu().numpy(),
+        slot_high=reduced(values, "max", slots).float().cpu().numpy(),
+        token_absmax=torch.maximum(values.amax(1), -values.amin(1)).float().cpu().numpy(),
     )

@@ -2,172 +2,142 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from outlierscope.stats.compiled import compiled
 
 if TYPE_CHECKING:
-    from outlierscope.stats.observation import Observation
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Indices = NDArray[np.int64]
+    Values = NDArray[np.float32]
 
 NONE = -1
 """Sequence, position and token where a class has not been seen."""
 
-Indices = NDArray[np.int64]
 
-
-@dataclass
-class Found:
-    """Located values [K] of a tensor of ``dims`` dims and ``classes`` token classes, at most one for each of both."""
-
-    classes: int
-    dims: int
-    token_class: Indices
-    dim: Indices
-    value: NDArray[np.float32]
-    sequence: Indices
-    position: Indices
-    token: Indices
-
-
-def put_records(tables: list[NDArray[Any]], found: Found) -> bool:
-    """Put new extremes into the flat tables of values, sequences, positions and tokens, where they surpass them.
-
-    Returns:
-        Whether anything changed.
-    """
-    value, sequence, position, token = tables
-    cell = found.token_class * found.dims + found.dim
-    return _overwrite(
-        value,
-        sequence,
-        position,
-        token,
-        cell,
-        found.value,
-        found.sequence,
-        found.position,
-        found.token,
-    )
+@compiled
+def _comes_first(
+    magnitude: np.float32,
+    sequence: np.int64,
+    position: np.int64,
+    value: np.float32,
+    old_sequence: np.int64,
+    old_position: np.int64,
+) -> bool:
+    """Whether a value surpasses a record: by magnitude, then the smaller sequence, then the smaller position."""
+    if old_sequence == NONE or magnitude != abs(value):
+        return old_sequence == NONE or magnitude > abs(value)
+    return sequence < old_sequence or (sequence == old_sequence and position < old_position)
 
 
 @compiled
-def _overwrite(
-    value: NDArray[np.float32],
-    sequence: Indices,
-    position: Indices,
-    token: Indices,
-    cell: Indices,
-    new_value: NDArray[np.float32],
-    new_sequence: Indices,
-    new_position: Indices,
-    new_token: Indices,
-) -> bool:
-    """Put new extremes [W] into flat tables where they surpass what is in their ``cell``.
-
-    Of equal magnitudes the first by sequence, then position, stays.
-
-    Returns:
-        Whether anything changed.
-    """
-    changed = False
-    for index in range(len(cell)):
-        at = cell[index]
-        old, new = abs(value[at]), abs(new_value[index])
-        wins = sequence[at] == NONE or new > old
-        if new == old and not wins:
-            same = new_sequence[index] == sequence[at]
-            wins = new_sequence[index] < sequence[at] or (same and new_position[index] < position[at])
-        if wins:
-            value[at], sequence[at] = new_value[index], new_sequence[index]
-            position[at], token[at] = new_position[index], new_token[index]
-            changed = True
-    return changed
-
-
-@compiled
-def mark_winners(
-    low: NDArray[np.float32],
-    high: NDArray[np.float32],
-    slot_class: Indices,
-    bar: NDArray[np.float32],
-    ties: bool,
-    wins: NDArray[np.bool_],
-) -> bool:
-    """Mark in ``wins`` [S, d] the magnitudes above ``bar`` [C, d] that are the largest of their class and dim.
+def raise_bar(low: Values, high: Values, slot_class: Indices, bar: Values, ties: bool, best: Values) -> bool:
+    """Into ``best`` [C, d], the larger of ``bar`` [C, d] and the magnitudes of a batch.
 
     Args:
         low: [S, d] smallest value of each slot.
         high: [S, d] largest.
         slot_class: [S].
-        bar: the largest magnitudes so far.
-        ties: whether reaching the bar is enough.
-        wins: written.
+        bar: the largest magnitudes so far; below zero where there are none.
+        ties: whether reaching the bar is enough to surpass it.
+        best: written.
 
     Returns:
-        Whether any is marked.
+        Whether any magnitude surpasses the bar.
     """
-    best = bar.copy()
+    best[:] = bar
     for slot in range(len(low)):
         most = best[slot_class[slot]]
         for dim in range(low.shape[1]):
             peak = max(high[slot, dim], -low[slot, dim])
             most[dim] = peak if peak > most[dim] else most[dim]
-    found = False
-    for slot in range(len(low)):
-        most, least = best[slot_class[slot]], bar[slot_class[slot]]
-        for dim in range(low.shape[1]):
-            peak = max(high[slot, dim], -low[slot, dim])
-            won = peak == most[dim] and (peak > least[dim] or ties)
-            wins[slot, dim] = won
-            found = found or won
-    return found
+    surpassed = False
+    for token_class in range(len(best)):
+        for dim in range(best.shape[1]):
+            surpassed = surpassed or best[token_class, dim] > bar[token_class, dim]
+    if ties and not surpassed:
+        for slot in range(len(low)):
+            for dim in range(low.shape[1]):
+                peak = max(high[slot, dim], -low[slot, dim])
+                surpassed = surpassed or peak == bar[slot_class[slot], dim]
+    return surpassed
 
 
 @compiled
-def _find_places(
-    values: NDArray[np.float32],
+def put_best(
+    values: Values,
     at: Indices,
+    rows: Indices,
+    low: Values,
+    high: Values,
+    slot_class: Indices,
     slot_start: Indices,
-    slot: Indices,
-    dim: Indices,
-    peak: NDArray[np.float32],
-    found: Indices,
+    bar: Values,
+    ties: bool,
+    best: Values,
+    ids: Indices,
+    positions: Indices,
+    token_ids: Indices,
+    value: Values,
+    sequence: Indices,
+    position: Indices,
+    token: Indices,
 ) -> None:
-    """Into ``found`` [W], the first place in each ``slot`` at which the magnitude in ``dim`` is ``peak``."""
-    for winner in range(len(slot)):
-        for place in range(slot_start[slot[winner]], slot_start[slot[winner] + 1]):
-            if abs(values[at[place], dim[winner]]) == peak[winner]:
-                found[winner] = place
-                break
+    """Put the values of a batch that surpass the bar into the records [C, d].
+
+    Args:
+        values: [*, d], among them the rows of the batch.
+        at: [N] where in ``values`` each is.
+        rows: [N] its place in the batch [B * T].
+        low: as ``raise_bar`` took it, like ``high``, ``slot_class``, ``bar`` and ``ties``.
+        slot_start: [S + 1] where in ``rows`` each slot begins, and the end.
+        best: [C, d] what ``raise_bar`` wrote.
+        ids: [B] sequence ids.
+        positions: [B, T].
+        token_ids: [B, T].
+        value: records, written, like ``sequence``, ``position`` and ``token``.
+    """
+    length = positions.shape[1]
+    for slot in range(len(low)):
+        kind = slot_class[slot]
+        for dim in range(low.shape[1]):
+            peak = max(high[slot, dim], -low[slot, dim])
+            if peak != best[kind, dim] or not (peak > bar[kind, dim] or ties):
+                continue
+            place = slot_start[slot]
+            while place < slot_start[slot + 1] - 1 and abs(values[at[place], dim]) != peak:
+                place += 1
+            b, t = rows[place] // length, rows[place] % length
+            number, where = ids[b], positions[b, t]
+            if _comes_first(peak, number, where, value[kind, dim], sequence[kind, dim], position[kind, dim]):
+                value[kind, dim], sequence[kind, dim] = values[at[place], dim], number
+                position[kind, dim], token[kind, dim] = where, token_ids[b, t]
 
 
-def locate(seen: Observation, slot: Indices, dim: Indices, peak: NDArray[np.float32]) -> Found:
-    """Where the magnitudes ``peak`` [W] stand in the rows of their slots; the first of each (class, dim)."""
-    plan, order = seen.digest.plan, seen.digest.order
-    length, dims = order.shape[1], seen.tensor.shape[2]
-    # On a GPU this copies the tensor, which only batches with new records do: most of them come early.
-    values, at = seen.at_hand(order.rows)
-    place = np.empty_like(slot)  # [W], in order.rows
-    _find_places(values, at, plan.slot_start, slot, dim, peak, place)
-    row = order.rows.numpy()[place]
-    # Of equal values the first by (sequence id, place) is the one.
-    ids = seen.batch.sequence_ids.cpu().numpy()
-    cell = plan.slot_class[slot] * dims + dim
-    by_cell = np.lexsort((row % length, ids[row // length], cell))
-    firsts = by_cell[np.flatnonzero(np.diff(cell[by_cell], prepend=-1))]
-    cell, row, place = cell[firsts], row[firsts], place[firsts]
-    dim = cell % dims
-    return Found(
-        len(seen.batch.class_names),
-        dims,
-        cell // dims,
-        dim,
-        values[at[place], dim],
-        ids[row // length],
-        order.positions.numpy().reshape(-1)[row],
-        seen.batch.token_ids.cpu().numpy().reshape(-1)[row],
-    )
+@compiled
+def put_others(
+    new_value: Values,
+    new_sequence: Indices,
+    new_position: Indices,
+    new_token: Indices,
+    value: Values,
+    sequence: Indices,
+    position: Indices,
+    token: Indices,
+) -> None:
+    """Put records [C, d] into others, where they surpass them."""
+    for kind in range(len(value)):
+        for dim in range(value.shape[1]):
+            number, where = new_sequence[kind, dim], new_position[kind, dim]
+            if number != NONE and _comes_first(
+                abs(new_value[kind, dim]),
+                number,
+                where,
+                value[kind, dim],
+                sequence[kind, dim],
+                position[kind, dim],
+            ):
+                value[kind, dim], sequence[kind, dim] = new_value[kind, dim], number
+                position[kind, dim], token[kind, dim] = where, new_token[kind, dim]

@@ -133,7 +133,7 @@ class Systematic(EventRule):
             return found
         found.score = found.value.double().abs() / torch.from_numpy(mean)[found.sequence]
         peak = torch.zeros(seen.batch.token_ids.numel())
-        peak[seen.digest.order.rows] = seen.digest.token_absmax
+        peak[seen.digest.order.rows] = torch.from_numpy(seen.digest.token_absmax)
         at_peak = found.value.abs() == peak[found.sequence * seen.digest.order.shape[1] + found.place]
         return found.where(at_peak).first_of_each_token()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
 
@@ -43,7 +42,11 @@ class Stat(ABC, Generic[Seen]):
 
         A batch is taken in by copies: until the whole forward pass has succeeded, nobody needs to know of it.
         """
-        return copy.copy(self)
+        copied = object.__new__(
+            type(self)
+        )  # copy.copy takes ten times as long, and there are many at every batch
+        copied.__dict__.update(self.__dict__)
+        return copied
 
     @abstractmethod
     def update(self, seen: Seen) -> None:

@@ -12,16 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def share_out(work: Callable[[int], None], count: int) -> None:
-    """Call ``work`` with 0 to ``count`` - 1, on as many threads as PyTorch uses; this one does its share."""
+def share_out(work: Callable[[range], None], count: int) -> None:
+    """Call ``work`` with ranges that make up 0 to ``count`` - 1, on as many threads as PyTorch uses, this one too."""
     threads = max(1, min(torch.get_num_threads(), count))
-
-    def run(first: int) -> None:
-        for index in range(first, count, threads):
-            work(index)
-
-    others = [_pool(torch.get_num_threads()).submit(run, first) for first in range(1, threads)]
-    run(0)
+    shares = [range(first, count, threads) for first in range(threads)]
+    others = [_pool(torch.get_num_threads()).submit(work, share) for share in shares[1:]]
+    work(shares[0])
     for other in others:
         other.result()
 
