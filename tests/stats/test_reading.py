@@ -78,7 +78,7 @@ def test_the_number_of_threads_does_not_matter(monkeypatch):
     order = order_of(5, 60, seed=3, padding=0.1)
     flat = torch.randn(300, 20, generator=torch.Generator().manual_seed(3)).numpy()
     tables = []
-    for threads in (1, 2, 3):
+    for threads in (1, 4, 6):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         tables.append(read_on_cpu(flat, order, plan_reading(order), np.zeros(20, np.float32)))
     for other in tables[1:]:
@@ -86,8 +86,11 @@ def test_the_number_of_threads_does_not_matter(monkeypatch):
         np.testing.assert_array_equal(other.slot_low, tables[0].slot_low)
 
 
-def test_an_error_in_a_thread_is_raised():
+def test_an_error_in_a_thread_is_raised(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+
     def work(share):
+        assert len(share) == 3
         if 3 in share:
             raise ValueError("three")
 

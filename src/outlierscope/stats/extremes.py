@@ -57,13 +57,15 @@ class Extremes(Stat["Observation"]):
 
     @override
     def update(self, seen: Observation) -> None:
-        self._take_nonfinite(seen.digest.nonfinite_located)
+        if seen.digest.nonfinite:
+            self._take_nonfinite(seen.digest.nonfinite_located)
         if seen.digest.tokens:
             self._take(seen)
 
     @override
     def merge(self, other: Extremes) -> None:
-        self._take_nonfinite(other.nonfinite_located)
+        if len(other.nonfinite_located):
+            self._take_nonfinite(other.nonfinite_located)
         if len(other.value):
             self._make_room(*other.value.shape)
             tables = self._copied()
@@ -72,8 +74,7 @@ class Extremes(Stat["Observation"]):
             self._bar = None
 
     def _take_nonfinite(self, located: Tensor) -> None:
-        if len(located):
-            self.nonfinite_located = first_located(torch.cat([self.nonfinite_located, located]))
+        self.nonfinite_located = first_located(torch.cat([self.nonfinite_located, located]))
 
     def _take(self, seen: Observation) -> None:
         digest, batch = seen.digest, seen.batch

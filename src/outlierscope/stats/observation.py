@@ -64,12 +64,20 @@ class Observation:
 
         Nothing is copied when the tensor is float32 and on the CPU already.
         """
+        if self._array is not None:
+            return self._array, rows
         flat = self.tensor.detach().reshape(-1, self.tensor.shape[2])
-        if flat.dtype == torch.float32 and flat.device.type == "cpu":
-            return flat.numpy(), rows
         return flat.index_select(0, torch.from_numpy(rows).to(flat.device)).float().cpu().numpy(), np.arange(
             len(rows)
         )
+
+    @cached_property
+    def _array(self) -> NDArray[np.float32] | None:
+        """[B * T, d], the tensor's own memory, where it is float32 and on the CPU."""
+        if self.tensor.dtype != torch.float32 or self.tensor.device.type != "cpu":
+            return None
+        array: NDArray[np.float32] = self.tensor.detach().reshape(-1, self.tensor.shape[2]).numpy()
+        return array
 
     def is_used(self, places: Located) -> Tensor:
         """[K] bool, whether the tokens of these places are real and finite here."""

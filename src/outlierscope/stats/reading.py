@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from outlierscope.stats.compiled import compiled
-from outlierscope.stats.reading_cpu import read_on_cpu
+from outlierscope.stats.reading_cpu import largest_bits, read_on_cpu
 from outlierscope.stats.reading_plan import plan_reading
 from outlierscope.stats.reading_torch import read_with_torch
 
@@ -58,13 +58,13 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
     if flat.device.type == "cpu" and flat.dtype != torch.float64:
         values = flat.float().contiguous().numpy()
         shift = np.empty(flat.shape[1], dtype=np.float32)
-        _shift(values, spaced, shift)
+        _shift(values, values.view(np.int32), spaced, shift)
         tables = read_on_cpu(values, order, plan, shift)
     else:
         work = torch.float64 if flat.dtype == torch.float64 else torch.float32
         sample = flat.index_select(0, torch.from_numpy(spaced).to(flat.device)).to(work).cpu().numpy()
         shift = np.empty(flat.shape[1], dtype=sample.dtype)
-        _shift(sample, np.arange(len(sample)), shift)
+        _shift(sample, sample.astype(np.float32).view(np.int32), np.arange(len(sample)), shift)
         tables = read_with_torch(flat, order, plan, torch.from_numpy(shift).to(flat.device))
     powers = tables.powers  # [4, P, d]
     if len(plan.owners) != len(order.counts) or not all(order.counts):
@@ -76,15 +76,17 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
 
 
 @compiled
-def _shift(values: NDArray[Any], rows: NDArray[np.int64], shift: NDArray[Any]) -> None:
+def _shift(
+    values: NDArray[Any], bits: NDArray[np.int32], rows: NDArray[np.int64], shift: NDArray[Any]
+) -> None:
     """Into ``shift`` [d], the mean of the half of the ``rows`` [k] of values [*, d] with the smaller largest values.
 
-    The other half may hold outliers beside which everything else would lose its digits.
+    The other half may hold outliers beside which everything else would lose its digits. ``bits`` are those of the
+    values as float32.
     """
-    size = np.zeros(len(rows), values.dtype)
+    size = np.empty(len(rows), np.int32)
     for index in range(len(rows)):
-        for value in values[rows[index]]:
-            size[index] = max(size[index], abs(value))
+        size[index] = largest_bits(bits[rows[index]])
     half = (len(rows) + 1) // 2
     shift[:] = 0
     for index in np.argsort(size, kind="mergesort")[:half]:

@@ -25,7 +25,7 @@ FLUSH_ROWS = 64
 
 
 @compiled
-def _largest(bits: NDArray[np.int32]) -> np.int32:
+def largest_bits(bits: NDArray[np.int32]) -> np.int32:
     """Largest magnitude of a row [w], as the bits of a float32: these are in the order of the magnitudes.
 
     Of integers the compiler finds the largest several at a time, of floating-point numbers it does not.
@@ -103,7 +103,7 @@ def _read_part(
                         third[j] += (p2 * p + q2 * q) + (r2 * r + s2 * s)
                         fourth[j] += (p2 * p2 + q2 * q2) + (r2 * r2 + s2 * s2)
                     for row in range(at, at + 4):
-                        token_absmax[row] = max(token_absmax[row], _largest(bits[rows[row], left:right]))
+                        token_absmax[row] = max(token_absmax[row], largest_bits(bits[rows[row], left:right]))
                     at += 4
                 while at < end:
                     a = flat[rows[at], left:right]
@@ -117,7 +117,7 @@ def _read_part(
                         second[j] += p2
                         third[j] += p2 * p
                         fourth[j] += p2 * p2
-                    token_absmax[at] = max(token_absmax[at], _largest(bits[rows[at], left:right]))
+                    token_absmax[at] = max(token_absmax[at], largest_bits(bits[rows[at], left:right]))
                     at += 1
                 for j in range(width):
                     powers[0, left + j] += first[j]

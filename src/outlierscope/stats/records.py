@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from outlierscope.stats.compiled import compiled
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Indices = NDArray[np.int64]
@@ -100,20 +101,25 @@ def put_best(
         value: records, written, like ``sequence``, ``position`` and ``token``.
     """
     length = positions.shape[1]
-    for slot in range(len(low)):
-        kind = slot_class[slot]
-        for dim in range(low.shape[1]):
-            peak = max(high[slot, dim], -low[slot, dim])
-            if peak != best[kind, dim] or not (peak > bar[kind, dim] or ties):
+    for kind in range(best.shape[0]):
+        slots = np.flatnonzero(slot_class == kind)
+        for dim in range(best.shape[1]):
+            peak = best[kind, dim]
+            if not (peak > bar[kind, dim] or ties):
                 continue
-            place = slot_start[slot]
-            while place < slot_start[slot + 1] - 1 and abs(values[at[place], dim]) != peak:
-                place += 1
-            b, t = rows[place] // length, rows[place] % length
-            number, where = ids[b], positions[b, t]
-            if _comes_first(peak, number, where, value[kind, dim], sequence[kind, dim], position[kind, dim]):
-                value[kind, dim], sequence[kind, dim] = values[at[place], dim], number
-                position[kind, dim], token[kind, dim] = where, token_ids[b, t]
+            for slot in slots:
+                if max(high[slot, dim], -low[slot, dim]) != peak:
+                    continue
+                place = slot_start[slot]
+                while place < slot_start[slot + 1] - 1 and abs(values[at[place], dim]) != peak:
+                    place += 1
+                b, t = rows[place] // length, rows[place] % length
+                number, where = ids[b], positions[b, t]
+                if _comes_first(
+                    peak, number, where, value[kind, dim], sequence[kind, dim], position[kind, dim]
+                ):
+                    value[kind, dim], sequence[kind, dim] = values[at[place], dim], number
+                    position[kind, dim], token[kind, dim] = where, token_ids[b, t]
 
 
 @compiled

@@ -13,10 +13,15 @@ if TYPE_CHECKING:
 
 
 def share_out(work: Callable[[range], None], count: int) -> None:
-    """Call ``work`` with ranges that make up 0 to ``count`` - 1, on as many threads as PyTorch uses, this one too."""
-    threads = max(1, min(torch.get_num_threads(), count))
+    """Call ``work`` with ranges that make up 0 to ``count`` - 1, on half as many threads as PyTorch uses, this one too.
+
+    PyTorch's own threads go on spinning for a while after each operation: with one thread for each of two cores,
+    reading a tensor took longer than with a single one.
+    """
+    most = max(1, torch.get_num_threads() // 2)
+    threads = max(1, min(most, count))
     shares = [range(first, count, threads) for first in range(threads)]
-    others = [_pool(torch.get_num_threads()).submit(work, share) for share in shares[1:]]
+    others = [_pool(most).submit(work, share) for share in shares[1:]]
     work(shares[0])
     for other in others:
         other.result()
