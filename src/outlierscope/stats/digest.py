@@ -142,7 +142,7 @@ def _digest(reading: Reading, order: TokenOrder, *, exact: bool) -> tuple[Digest
         nonfinite=0,
         nonfinite_located=NOWHERE,
     )
-    wrong = _doubt(pooled.count, pooled.m2, pooled.m4, terms)
+    wrong = _doubt(counts * dims, pooled.m2, pooled.m4, terms)
     wrong |= _find_extent(
         reading.slot_low,
         reading.slot_high,

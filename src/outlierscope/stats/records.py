@@ -20,12 +20,12 @@ NONE = -1
 
 @compiled
 def _comes_first(
-    magnitude: np.float32,
-    sequence: np.int64,
-    position: np.int64,
-    value: np.float32,
-    old_sequence: np.int64,
-    old_position: np.int64,
+    magnitude: float,
+    sequence: int,
+    position: int,
+    value: float,
+    old_sequence: int,
+    old_position: int,
 ) -> bool:
     """Whether a value surpasses a record: by magnitude, then the smaller sequence, then the smaller position."""
     if old_sequence == NONE or magnitude != abs(value):
