@@ -10,6 +10,7 @@ from torch.autograd.graph import GradientEdge
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from torch import Tensor
     from torch.autograd.graph import Node
 
     from outlierscope.model.discovery.recording import Passage
@@ -54,15 +55,20 @@ def first_linears(origin: Node | None, linears: Iterable[Linear]) -> list[Linear
     return sorted(found, key=lambda linear: linear.writes.order)
 
 
-def mixes_tokens(trial: Trial, source: Passage, term: Passage) -> bool:
-    """Whether a term at one token depends on ``source`` (hidden states of this or another stack) at another token."""
+def mixes_tokens(trial: Trial, source: Passage, term: Passage, rows: Tensor | None = None) -> bool:
+    """Whether a term at one token depends on ``source`` (hidden states of this or another stack) at another token.
+
+    ``rows`` tells where the tokens of the residual stream stand in a term that has them in another order.
+    """
     if term.origin is None or source.origin is None or not depends(term.origin, source.origin):
         return False
     hidden = trial.recording.find(trial.entrance).value
     batch, tokens = hidden.shape[0], hidden.shape[:-1].numel() // hidden.shape[0]
     place = min(tokens // 2, PROBED_TOKEN)
-    one = torch.zeros_like(term.value)
-    one.view(batch, tokens, -1)[-1, place] = torch.linspace(1.0, 2.0, hidden.shape[-1], device=one.device)
+    one = torch.zeros_like(term.value, memory_format=torch.contiguous_format)
+    row = (batch - 1) * tokens + place
+    row = row if rows is None else int(rows[row])
+    one.view(-1, hidden.shape[-1])[row] = torch.linspace(1.0, 2.0, hidden.shape[-1], device=one.device)
     (gradient,) = torch.autograd.grad(
         GradientEdge(term.origin, 0), GradientEdge(source.origin, 0), grad_outputs=one, retain_graph=True
     )

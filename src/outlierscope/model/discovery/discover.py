@@ -21,7 +21,7 @@ from outlierscope.model.discovery.blocks import (
 )
 from outlierscope.model.discovery.dataflow import sees_later_tokens
 from outlierscope.model.discovery.feeding import Fed, feed
-from outlierscope.model.discovery.layers import INNER_SITES, block_anatomy, is_causal
+from outlierscope.model.discovery.layers import GROUPED_OTHERWISE, INNER_SITES, block_anatomy, is_causal
 from outlierscope.model.discovery.recording import returned_patterns
 from outlierscope.model.discovery.trial import RandomParameters, run_trial
 from outlierscope.model.sites import Site
@@ -164,7 +164,7 @@ def _set_tokens_apart(layer: LayerAnatomy, trial: Trial) -> None:
         )
         if not same and not flat:
             del layer.taps[name]
-            layer.missing[name] = "its tokens are grouped otherwise than in the residual stream"
+            layer.missing[name] = GROUPED_OTHERWISE
     gone = {name for name, site in layer.aliases.items() if site.name in layer.missing}
     for name in gone:
         layer.missing[name] = layer.missing[layer.aliases.pop(name).name]

@@ -28,6 +28,9 @@ INNER_SITES = ("attn_in", "z", "attn_out", "resid_mid", "mlp_in", "mlp_post", "m
 SIDE_SITES = ("side_out", "side_out_2", "side_out_3")
 """Names for what branches beyond attention, mixer and one MLP add."""
 
+GROUPED_OTHERWISE = "its tokens are grouped otherwise than in the residual stream"
+"""Why a site is missing whose tokens stand in windows, in frames or among others."""
+
 ALIAS_ORDER = ("resid_pre", "attn_in", "resid_mid", "mlp_in", "mlp_post", "mlp_gate", "mlp_act", "mlp_up")
 """Of two sites with the same tensor, the later one in this order is the alias."""
 
@@ -63,7 +66,8 @@ def block_anatomy(trial: Trial, index: int, stack: str) -> LayerAnatomy:
     proposal = _proposal(additions, terms, branches)
     layer.identities |= prove_block(trial, proposal)
     for addition in proposal.additions:
-        layer.taps |= addition.terms
+        layer.taps |= {name: tap for name, tap in addition.terms.items() if name not in addition.rows}
+        layer.missing |= dict.fromkeys(addition.rows, GROUPED_OTHERWISE)
     for addition in proposal.additions[:-1]:
         name = residual_after(addition.terms)
         if name:
@@ -155,7 +159,9 @@ def _assign(trial: Trial, attention: list[AttentionSeen], additions: list[FoundA
             raise ProofError("what its attention gives is not added to the residual stream")
         assigned[name] = (seen, written[1].passages[0])
         free.remove(written)
-    mixing = [pair for pair in free if mixes_tokens(trial, pair[0].passages[0], pair[1].passages[0])]
+    mixing = [
+        pair for pair in free if mixes_tokens(trial, pair[0].passages[0], pair[1].passages[0], pair[1].rows)
+    ]
     bases = {stream.passages[0]: base for base, stream in free}
     rest = [stream.passages[0] for pair in free if pair not in mixing for stream in pair[1:]]
     if mixing:
@@ -202,6 +208,11 @@ def _proposal(
                     Tap(addition.norms[-1], "output") if addition.norms else tap_of(addition.result.passages)
                 ),
                 norms=addition.norms,
+                rows={
+                    site_of[stream.passages[0]]: stream.rows
+                    for stream, _ in addition.terms
+                    if stream.rows is not None
+                },
             )
             for addition in additions
         ),

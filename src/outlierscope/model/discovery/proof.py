@@ -11,13 +11,14 @@ the norms and scales that stand between.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from outlierscope.errors import ProofError
+from outlierscope.model.discovery.regrouping import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,6 +43,8 @@ class Addition:
         total: the sum.
         result: the residual stream afterwards: ``total``, or in post-norm models the norm's output.
         norms: the norms that make the result of the total, in order.
+        rows: site name -> [B * T] int64, where the tokens of the residual stream stand in what is added, for terms
+            that have them in another order.
     """
 
     base: Tap
@@ -49,6 +52,7 @@ class Addition:
     total: Tap
     result: Tap
     norms: tuple[str, ...] = ()
+    rows: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,12 @@ def prove_block(trial: Trial, proposal: Proposal) -> dict[str, float]:
         total = f"norm_input({after})" if addition.norms and addition.terms else after
         name = f"{total} = {' + '.join(parts)}"
         errors[name] = prove_sum(
-            name, recording.read(addition.total), {part: recording.read(tap) for part, tap in parts.items()}
+            name,
+            recording.read(addition.total),
+            {
+                part: _rows_of(recording.read(tap), addition.rows.get(part), part)
+                for part, tap in parts.items()
+            },
         )
         _prove_norms(trial, addition, after)
         before, where = addition.result, after
@@ -111,6 +120,12 @@ def prove_block(trial: Trial, proposal: Proposal) -> dict[str, float]:
         name = f"{projection.role} projection = {projection.term}"
         errors[name] = _prove_projection(trial, proposal, projection, name)
     return errors
+
+
+def _rows_of(tensor: Tensor, rows: Tensor | None, part: str) -> Tensor:
+    if rows is not None and len(torch.unique(rows)) != len(rows):
+        raise ProofError(f"{part}: two tokens of the residual stream are said to be the same row of it")
+    return in_order(tensor, rows)
 
 
 def _unnamed(terms: Iterable[str]) -> str:

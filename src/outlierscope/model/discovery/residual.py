@@ -16,6 +16,7 @@ from torch import Tensor
 from outlierscope.errors import ProofError
 from outlierscope.model.anatomy import Tap
 from outlierscope.model.discovery.dataflow import depends
+from outlierscope.model.discovery.regrouping import find_rows
 
 if TYPE_CHECKING:
     from outlierscope.model.discovery.recording import Passage
@@ -36,11 +37,13 @@ class Stream:
         passages: every passage of a module called once that carries this very tensor, in order.
         order: of its first passage, whichever module that was.
         sample: [n, d] float64, some of its tokens.
+        rows: [B * T] where the tokens of the residual stream stand in it, where not in their own order.
     """
 
     passages: tuple[Passage, ...]
     order: int
     sample: Tensor
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ Explanation = tuple[Stream, Tap, tuple[tuple[Stream, Tap], ...]]
 
 def _explain(total: Stream, earlier: list[Stream], trial: Trial) -> Explanation | None:
     candidates = [stream for stream in earlier if stream.passages]
-    if len(candidates) < 2:
+    if not candidates:
         return None
     values = torch.stack([stream.sample.reshape(-1) for stream in candidates])  # [k, n]
     target = total.sample.reshape(-1)
@@ -151,7 +154,34 @@ def _explain(total: Stream, earlier: list[Stream], trial: Trial) -> Explanation 
         or _scaled(total, candidates, trial)
         or _scaled(total, candidates, trial, with_offset=True)
         or products.explain(terms=3)
+        or _regrouped(total, candidates, trial)
     )
+
+
+def _regrouped(total: Stream, candidates: list[Stream], trial: Trial) -> Explanation | None:
+    """A branch whose tokens stand in another order (in windows), or among others (that are taken away again)."""
+    if not total.passages:
+        return None
+    width = total.sample.shape[-1]
+    whole = total.passages[0].value.reshape(-1, width)  # [B * T, d]
+    others = [
+        passage
+        for passage in trial.recording.passages[: total.order]
+        if passage.value.shape[-1] == width
+        and passage.value.numel() >= whole.numel()
+        and trial.recording.calls[passage.module] == 1
+    ]
+    for base in candidates:
+        rest = whole - base.passages[0].value.reshape(-1, width)
+        for passage in others:
+            flat = passage.value.reshape(-1, width)
+            rows = find_rows(rest, flat)
+            if rows is None:
+                continue
+            term = Stream((passage,), passage.order, flat[rows].double(), rows)
+            if _carries(base, [term]):
+                return base, _tap(base), ((term, _tap(term)),)
+    return None
 
 
 @dataclass(frozen=True)
