@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class BlockList:
         attention: names of the modules in them that attend.
         route: ``registry`` or ``returned``, as in ``AttentionPlace``.
         trouble: why the list cannot be followed, or empty.
+        inner: lists within its elements whose blocks may be the blocks, where these are none.
     """
 
     container: str
@@ -51,6 +52,7 @@ class BlockList:
     attention: tuple[str, ...]
     route: str
     trouble: str = ""
+    inner: tuple[BlockList, ...] = ()
 
 
 def record_whole(root: nn.Module, inputs: dict[str, Any], entry: str = "") -> Recording:
@@ -171,7 +173,20 @@ def find_block_lists(root: nn.Module, recording: Recording) -> list[BlockList]:
             "registry" if through_registry else "returned",
             trouble,
         )
-    return [found[container] for container in found if not _superseded(container, found, root, recording)]
+    kept = [container for container in found if not _superseded(container, found, root, recording)]
+    return [replace(found[container], inner=_within_elements(container, found, root)) for container in kept]
+
+
+def _within_elements(container: str, found: dict[str, BlockList], root: nn.Module) -> tuple[BlockList, ...]:
+    """The lists within the elements of a list, if they hold one kind of module each: parts of one block do not."""
+    inside = [name for name in found if name != container and _is_in(name, container)]
+    outermost = [
+        name for name in inside if not any(other != name and _is_in(name, other) for other in inside)
+    ]
+    one_kind = all(
+        len({type(part) for part in root.get_submodule(name).children()}) == 1 for name in outermost
+    )
+    return tuple(found[name] for name in outermost) if one_kind else ()
 
 
 def _calls_of(names: list[str], recording: Recording) -> list[tuple[int, str, int]]:

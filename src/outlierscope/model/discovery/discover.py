@@ -67,9 +67,9 @@ def _discover(module: nn.Module) -> Anatomy:
     stacks: dict[str, StackAnatomy] = {}
     for passed in fed:
         for blocks in find_block_lists(module, passed.recording):
-            stack, reason = _discover_stack(module, blocks, passed, taken=frozenset(stacks))
-            stacks[stack.name] = stack
-            reasons += [f"{stack.name}: {reason}"] if reason else []
+            for stack, reason in _discover_list(module, blocks, passed, taken=frozenset(stacks)):
+                stacks[stack.name] = stack
+                reasons += [f"{stack.name}: {reason}"] if reason else []
     attends = bool(stacks or reasons)
     for passed in fed:
         for blocks in find_lists_without_attention(module, passed.recording):
@@ -84,6 +84,22 @@ def _discover(module: nn.Module) -> Anatomy:
         reason = "has no attention: sinks and heads are not observed; its mixers are, at mixer_out"
         return Anatomy(stacks, None, f"{name} {reason}")
     return Anatomy({}, None, f"{name} has no stack of blocks that attend")
+
+
+def _discover_list(
+    root: nn.Module, found: BlockList, passed: Fed, taken: frozenset[str]
+) -> list[tuple[StackAnatomy, str]]:
+    """The stack of a list, or where it is not proved those of the lists within its elements, if they all are."""
+    stack, reason = _discover_stack(root, found, passed, taken)
+    if not reason or not found.inner:
+        return [(stack, reason)]
+    instead: list[tuple[StackAnatomy, str]] = []
+    for inner in found.inner:
+        names = taken.union(other.name for other, _ in instead)
+        instead.append(_discover_stack(root, inner, passed, names))
+        if instead[-1][1]:
+            return [(stack, reason)]
+    return instead
 
 
 def _discover_stack(
