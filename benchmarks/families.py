@@ -39,13 +39,21 @@ from tiny_configs import NotBuilt, tiny_models
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from outlierscope.model.discovery.discover import discover
+from outlierscope.model.discovery.feeding import runs_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel
+
     from outlierscope.model.anatomy import StackAnatomy
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 SECONDS = 60
 """A family that takes more of a processor's time than this is given up."""
+
+PATIENCE = 15
+"""After so many seconds of a processor no further way of making a family tiny is begun."""
 
 PROCESSES = 2
 
@@ -60,19 +68,23 @@ def examine(family: str) -> Row:
     torch.manual_seed(0)
     transformers.logging.set_verbosity(logging.ERROR)
     warnings.filterwarnings("ignore")
-    started = time.perf_counter()
+    started, begun = time.perf_counter(), time.process_time()
     row = Row(family, status="crashed")
     signal.signal(signal.SIGPROF, _give_up)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        for model in tiny_models(family):
+        furthest: tuple[bool, bool, int] | None = None
+        for model in _likely_first(family):
             anatomy = discover(model)
-            if not row.model or anatomy.proved or len(anatomy.stacks) > len(row.stacks):
+            ran = "forward pass" not in anatomy.reason
+            reached = (anatomy.proved is True, ran, len(anatomy.stacks))
+            if furthest is None or reached > furthest:
+                furthest = reached
                 row.model = type(model).__name__
                 row.status = {True: "proved", False: "not proved", None: "no attention"}[anatomy.proved]
                 row.reason = anatomy.reason
                 row.stacks = [_stack_row(stack) for stack in anatomy.stacks.values()]
-            if "forward pass" not in anatomy.reason:
+            if ran or time.process_time() - begun > PATIENCE:
                 break
     except NotBuilt as error:
         row.status, row.reason = "not built", str(error)
@@ -82,6 +94,17 @@ def examine(family: str) -> Row:
         signal.setitimer(signal.ITIMER_PROF, 0)
         row.seconds = time.perf_counter() - started
     return row
+
+
+def _likely_first(family: str) -> Iterator[PreTrainedModel]:
+    """The smallest model, those that run as a whole, then those that may run part by part, which takes longer."""
+    parted = []
+    for place, model in enumerate(tiny_models(family)):
+        if place == 0 or runs_whole(model):
+            yield model
+        else:
+            parted.append(place)
+    yield from (model for place, model in enumerate(tiny_models(family)) if place in parted)
 
 
 class GivenUp(BaseException):

@@ -8,22 +8,22 @@ which every kind of block appears.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModel
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 WIDTH, HEADS, HEAD_WIDTH = 64, 4, 16
 VOCABULARY = 128
 BLOCKS = 2
-PATCHES = 32
-"""Patches along either side of an image."""
+PATCHES, LEAST_SIDE = 16, 128
+"""Patches along either side of an image, and the least pixels: stages of a pyramid halve either several times."""
 
 STREAM = re.compile(
     r"(.*_)?(hidden_size|d_model|n_embd|embed_dim|hidden_dim|model_dim|hidden_channels|text_dim)|dim|width|"
@@ -52,6 +52,7 @@ STAGE_DEPTHS = re.compile(r"depths|blocks_per_stage|stage_depths|num_blocks|bloc
 QUERIES = re.compile(r"num_queries")
 FRAMES = re.compile(r"frames_per_clip")
 IMAGE_SIDE = re.compile(r"image_size|crop_size")
+FEATURE_SIDES = re.compile(r".*feat(ure)?_sizes")
 TOKEN = re.compile(r".*(token_id|token_index|_id)")
 POSITIONS = re.compile(r".*(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length)")
 INNER = re.compile(
@@ -83,13 +84,16 @@ def tiny_models(family: str) -> Iterator[PreTrainedModel]:
     make: Callable[[PreTrainedConfig], PreTrainedModel] = AutoModel.from_config
     try:
         kind = CONFIG_MAPPING[family]
-        described = kind().to_dict()
+        default = kind()
+        described = default.to_dict()
     except Exception as error:  # of any configuration class
         raise NotBuilt(f"its default configuration does not build ({_reason(error)})") from error
     tried: list[dict[str, Any]] = []
     built = False
     for how in WAYS:
         values = tiny_values(described, **how)
+        if how.get("fill"):
+            values = without_derived(values, default)
         if values in tried:
             continue
         tried.append(values)
@@ -116,8 +120,8 @@ def tiny_models(family: str) -> Iterator[PreTrainedModel]:
 WAYS: tuple[dict[str, Any], ...] = (
     {},
     {"fill": True},
-    {"fill": True, "keep_head_size": True},
     {"fill": True, "kept_width": GENTLE},
+    {"fill": True, "keep_head_size": True},
     {"fill": True, "cut": False},
     {"fill": True, "narrow": False},
     {"narrow": False, "cut": False},
@@ -142,6 +146,18 @@ DERIVED = (
 """What a configuration says of itself that its class works out anew."""
 
 
+def without_derived(values: dict[str, Any], default: PreTrainedConfig) -> dict[str, Any]:
+    """Values without those that a configuration class does not declare: it works them out from the others."""
+    declared = {field.name for field in fields(default)} | {"model_type", "out_indices"}
+    return {
+        name: without_derived(value, inner)
+        if isinstance(value, dict) and isinstance(inner := getattr(default, name, None), PreTrainedConfig)
+        else value
+        for name, value in values.items()
+        if name in declared
+    }
+
+
 def tiny_values(
     described: dict[str, Any],
     *,
@@ -151,6 +167,7 @@ def tiny_values(
     kept_width: int = 0,
     keep_images: bool = False,
     fill: bool = False,
+    sides: dict[int, int] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of a tiny configuration, from what the default one says of itself.
 
@@ -162,7 +179,9 @@ def tiny_values(
         kept_width: the widest residual stream that stays as it is, with its heads.
         keep_images: whether images keep their size.
         fill: whether numbers that the default leaves open are given.
+        sides: default side of an image -> tiny one, as ``image_sides`` gives them; none: its own.
     """
+    sides = (image_sides(described) if sides is None else sides) if not keep_images else {}
     how: dict[str, Any] = {
         "cut": cut,
         "narrow": narrow,
@@ -170,9 +189,13 @@ def tiny_values(
         "kept_width": kept_width,
         "keep_images": keep_images,
         "fill": fill,
+        "sides": sides,
     }
+    stages = described.get("out_indices")
     described = {name: value for name, value in described.items() if name not in DERIVED}
     sizes = _sizes(described, **how)
+    if stages and sizes.blocks == sizes.layers:  # none of the stages that a larger model reads was cut
+        described["out_indices"] = stages
     values: dict[str, Any] = {}
     for name, value in described.items():
         if isinstance(value, dict) and "model_type" in value:
@@ -231,8 +254,7 @@ class Sizes:
     blocks: int
     head_width: int
     narrow: bool
-    patch: int
-    side: int
+    sides: dict[int, int]
 
 
 def _sizes(
@@ -244,8 +266,9 @@ def _sizes(
     kept_width: int,
     keep_images: bool,
     fill: bool,
+    sides: dict[int, int],
 ) -> Sizes:
-    del fill
+    del fill, keep_images
     stream = _first(described, STREAM, NO_STREAM)
     heads = _first(described, HEAD_COUNT)
     head_size = _first(described, HEAD_SIZE) or (stream // heads if stream and heads else 0)
@@ -265,7 +288,6 @@ def _sizes(
         and described.get("attention_hidden_size") == heads * head_size
     ):
         head_width = heads * head_size * WIDTH // stream // HEADS  # heads share a width of their own
-    patch = _number(described.get("patch_size"))
     return Sizes(
         stream,
         heads,
@@ -275,8 +297,7 @@ def _sizes(
         blocks if cut else layers,
         head_width,
         narrow and not by_stage and stream > kept_width,
-        patch,
-        0 if keep_images else PATCHES * patch or 128,
+        sides,
     )
 
 
@@ -284,6 +305,10 @@ def _tiny_list(name: str, value: Any, sizes: Sizes) -> Any:
     """A list cut to the blocks that are left, or the rotary sections of a tiny head; other values as they are."""
     if not isinstance(value, list | tuple):
         return value
+    if IMAGE_SIDE.fullmatch(name):
+        return [sizes.sides.get(item, item) if type(item) is int else item for item in value]
+    if FEATURE_SIDES.fullmatch(name) and sizes.sides:
+        return _scaled(value, max(sizes.sides), sizes.sides[max(sizes.sides)])
     if sizes.layers and len(value) == sizes.layers and sizes.blocks < sizes.layers:
         value = list(value)[: sizes.blocks]
         return [_tiny(name, item, sizes) if type(item) is int else item for item in value]
@@ -296,6 +321,34 @@ def _tiny_list(name: str, value: Any, sizes: Sizes) -> Any:
     ):
         return [min(item, BLOCKS) for item in value]
     return value
+
+
+def _scaled(value: Any, from_: int, to: int) -> Any:
+    """Integers, however nested, in the proportion in which ``from_`` became ``to``."""
+    if isinstance(value, list | tuple):
+        return [_scaled(item, from_, to) for item in value]
+    return max(1, value * to // from_) if type(value) is int else value
+
+
+def image_sides(described: dict[str, Any]) -> dict[int, int]:
+    """Default side of an image -> tiny one: one for all parts of a model that look at the same image.
+
+    >>> image_sides({"vision_config": {"image_size": [1024, 1024]}, "patch_size": 16, "image_size": 1024})
+    {1024: 256}
+    """
+    sides: dict[int, int] = {}
+    for name, value in described.items():
+        if isinstance(value, dict):
+            for default, side in image_sides(value).items():
+                sides[default] = max(side, sides.get(default, 0))
+        elif IMAGE_SIDE.fullmatch(str(name)):  # of another mapping than a configuration, names may be numbers
+            for side in value if isinstance(value, list | tuple) else [value]:
+                if type(side) is int and side > 0:
+                    patch = described.get("patch_size")
+                    patch = max(patch) if isinstance(patch, list | tuple) else _number(patch)
+                    small = min(side, max(LEAST_SIDE, PATCHES * patch))
+                    sides[side] = max(small, sides.get(side, 0))
+    return sides
 
 
 def _state_heads(described: dict[str, Any], sizes: Sizes) -> dict[str, int]:
@@ -346,7 +399,7 @@ def _tiny(name: str, value: int, sizes: Sizes) -> int:
     if FRAMES.fullmatch(name):
         return min(value, 4)
     if IMAGE_SIDE.fullmatch(name):
-        return min(value, sizes.side or value)
+        return sizes.sides.get(value, value)
     if name == "num_kv_shared_layers" and sizes.blocks < sizes.layers:
         return 0
     if COUNT_OF_BLOCKS.fullmatch(name) and not NO_BLOCKS.fullmatch(name):

@@ -178,7 +178,7 @@ def test_tiny_values_of_parts_that_depend_on_each_other():
         "sliding_window": None,
     }
     small = tiny_values(described)
-    assert (small["vision_config"]["hidden_size"], small["vision_config"]["image_size"]) == (64, 512)
+    assert (small["vision_config"]["hidden_size"], small["vision_config"]["image_size"]) == (64, 256)
     assert (small["num_queries"], small["frames_per_clip"]) == (16, 4)
     assert small["default_language"] is None
     filled = tiny_values(described, fill=True)
@@ -189,7 +189,7 @@ def test_tiny_values_of_parts_that_depend_on_each_other():
         768,
         12,
     )
-    assert gentle["vision_config"]["image_size"] == 512
+    assert gentle["vision_config"]["image_size"] == 256
     assert tiny_values(described, keep_images=True)["vision_config"]["image_size"] == 1024
 
 
@@ -211,3 +211,43 @@ def test_heads_with_a_width_of_their_own_keep_its_proportion():
     }
     small = tiny_values(described)
     assert (small["attention_hidden_size"], small["num_attention_heads"], small["head_dim"]) == (128, 4, 32)
+
+
+def test_parts_that_look_at_one_image_get_one_size():
+    from tiny_configs import image_sides, tiny_values
+
+    described = {
+        "image_size": 1024,
+        "vision_config": {
+            "model_type": "pyramid",
+            "backbone_feature_sizes": [[256, 256], [128, 128]],
+            "backbone_config": {"model_type": "stages", "image_size": [1024, 1024]},
+        },
+        "prompt_config": {"model_type": "prompt", "image_size": 1024, "patch_size": 16},
+        "id2label": {0: "other"},
+    }
+    assert image_sides(described) == {1024: 256}
+    small = tiny_values(described)
+    assert small["image_size"] == small["prompt_config"]["image_size"] == 256
+    assert small["vision_config"]["backbone_config"]["image_size"] == [256, 256]
+    assert small["vision_config"]["backbone_feature_sizes"] == [[64, 64], [32, 32]]
+    assert tiny_values(described, keep_images=True)["image_size"] == 1024
+    assert image_sides({"image_size": 224, "patch_size": 4}) == {224: 128}
+
+
+def test_stages_that_are_read_stay_where_none_is_cut():
+    from tiny_configs import tiny_values
+
+    assert tiny_values({"depths": [3, 4, 6, 3], "out_indices": [2, 3, 4]})["out_indices"] == [2, 3, 4]
+
+
+def test_what_a_configuration_class_works_out_is_left_to_it():
+    from tiny_configs import without_derived
+    from transformers import SamConfig
+
+    default = SamConfig()
+    values = without_derived(default.to_dict(), default)
+    assert "image_embedding_size" in default.to_dict()["prompt_encoder_config"]
+    assert "image_embedding_size" not in values["prompt_encoder_config"]
+    assert values["prompt_encoder_config"]["image_size"] == 1024
+    assert values["prompt_encoder_config"]["model_type"] == "sam_prompt_encoder"

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from outlierscope.model.discovery.recording import Recording, record, returned_patterns, tensors_in
+from outlierscope.model.discovery.recording import (
+    BrokenOffError,
+    Recording,
+    record,
+    returned_patterns,
+    tensors_in,
+)
 
 if TYPE_CHECKING:
     from outlierscope.model.anatomy import Tap
@@ -67,6 +73,9 @@ def record_whole(root: nn.Module, inputs: dict[str, Any], entry: str = "") -> Re
         The recording, with the call arguments of every element of a list. Where some list never attends through
         transformers' ``AttentionInterface`` the pass is made with ``output_attentions``, if the model takes it; where
         only boolean masks give what SDPA gives, with such.
+
+    Raises:
+        BrokenOffError: where the pass fails, with what passed before; the cause is what failed.
     """
     lists = block_lists(root)
     elements = frozenset(name for names in lists.values() for name in names)
@@ -80,7 +89,7 @@ def record_whole(root: nn.Module, inputs: dict[str, Any], entry: str = "") -> Re
 
     outputs: list[object] = []
 
-    def run(mask: MaskFormat = "added", **more: bool) -> Recording:
+    def run(into: Recording | None = None, mask: MaskFormat = "added", **more: bool) -> Recording:
         with torch.no_grad():
             return record(
                 root,
@@ -89,16 +98,20 @@ def record_whole(root: nn.Module, inputs: dict[str, Any], entry: str = "") -> Re
                 keep=keep,
                 arguments_of=elements,
                 mask=mask,
+                into=into,
             )
 
-    recording = run()
-    if recording.attention and not _as_by_itself(module, inputs, outputs[-1]):
-        with_boolean_masks = run("boolean")
-        if _as_by_itself(module, inputs, outputs[-1]):
-            return with_boolean_masks
-    attending = {call.module for call in recording.attention}
+    recording = Recording()
+    try:
+        run(recording)
+        if recording.attention and not _as_by_itself(module, inputs, outputs[-1]):
+            with_boolean_masks = run(mask="boolean")
+            if _as_by_itself(module, inputs, outputs[-1]):
+                return with_boolean_masks
+    except Exception as error:  # foreign code may fail in any way; whoever asked reads the cause
+        raise BrokenOffError(recording) from error
     called = [names for names in lists.values() if any(recording.calls[name] for name in names)]
-    if all(any(_is_in(inner, name) for inner in attending for name in names) for names in called):
+    if all(attends_by_registry(names, recording) for names in called):
         return recording
     try:
         return run(output_attentions=True)
@@ -125,6 +138,11 @@ def _close(first: Tensor, second: Tensor) -> bool:
     tolerance = SAME_PASS if second.dtype == torch.float32 else SAME_PASS_IN_HALF_PRECISION
     left = (first.float() - second.float()).abs().max() if second.numel() else torch.zeros(())
     return bool(left <= tolerance * second.abs().max())  # false for NaN
+
+
+def attends_by_registry(names: list[str], recording: Recording) -> bool:
+    """Whether some part of these modules attended through transformers' ``AttentionInterface``."""
+    return any(_is_in(call.module, name) for call in recording.attention for name in names)
 
 
 def find_lists_without_attention(root: nn.Module, recording: Recording) -> list[BlockList]:
@@ -239,12 +257,22 @@ def _superseded(container: str, found: dict[str, BlockList], root: nn.Module, re
     for other, rival in found.items():
         if other == container:
             continue
-        if _is_in(other, container) and _like_blocks(rival, root) and _hand_on(rival, recording):
-            return True
-        own = found[container]
-        if _is_in(container, other) and not (_like_blocks(own, root) and _hand_on(own, recording)):
+        inner, outer = (rival, found[container]) if _is_in(other, container) else (found[container], rival)
+        if not _is_in(inner.container, outer.container):
+            continue
+        tells_more = _like_blocks(inner, root) and _hand_on(inner, recording)
+        if (tells_more or _lays_out_tokens(outer, inner, recording)) is (inner is rival):
             return True
     return False
+
+
+def _lays_out_tokens(outer: BlockList, inner: BlockList, recording: Recording) -> bool:
+    """Whether an outer list takes maps [B, d, H, W], and an inner one their tokens [B, H * W, d]."""
+    if outer.trouble or inner.trouble or not outer.blocks or not inner.blocks:
+        return False
+    maps = recording.find(outer.blocks[0].entrance).value.shape
+    tokens = recording.find(inner.blocks[0].entrance).value.shape
+    return len(maps) == 4 and tokens == (maps[0], maps[2] * maps[3], maps[1])
 
 
 def _hand_on(blocks: BlockList, recording: Recording) -> bool:

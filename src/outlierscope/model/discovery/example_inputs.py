@@ -111,6 +111,10 @@ def input_candidates(module: nn.Module, seed: int = 0) -> Iterator[dict[str, Any
             if "use_cache" in named:
                 inputs["use_cache"] = False
             yield {name: _placed(value, parameter) for name, value in inputs.items() if value is not None}
+    if len(needed) == 1 and not unknown and main == "pixel_values" and main not in named:
+        # The one argument may hold the pixels that the model says that it reads, under a name of its own.
+        for image in _image_layouts((main,)):
+            yield {needed[0]: _placed(ExampleTensors(config, image, "bins first", seed).of(main), parameter)}
     if unknown:
         raise UserError(f"no example can be made of the input {unknown!r} of {type(module).__name__}")
 
@@ -119,7 +123,9 @@ def _image_layouts(names: tuple[str, ...]) -> list[str]:
     if not any("pixel" in name or "image" in name or name == "grid_thw" for name in names):
         return ["image"]
     packed = any(name.endswith(("grid_thw", "spatial_shapes", "position_ids")) for name in names)
-    return [layout for layout in IMAGE_LAYOUTS if ("patches" in layout) == packed]
+    if packed:
+        return [layout for layout in IMAGE_LAYOUTS if "patches" in layout and layout != "all patches"]
+    return [layout for layout in IMAGE_LAYOUTS if "patches" not in layout or layout == "all patches"]
 
 
 def _sound_layouts(config: PreTrainedConfig, names: tuple[str, ...]) -> list[str]:

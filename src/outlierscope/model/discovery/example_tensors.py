@@ -15,6 +15,9 @@ SEQUENCES, TOKENS = 2, 12
 SIDE = 4
 """Patches on each side of an image whose size is free."""
 
+FREE_SIDE = 128
+"""Pixels on each side of an image of which a config states no size."""
+
 IMAGE_LAYOUTS = (
     "image",
     "frames",
@@ -25,9 +28,13 @@ IMAGE_LAYOUTS = (
     "square patches",
     "padded patches",
     "strip",
+    "square patches by sequence",
+    "merged patches",
+    "all patches",
 )
 """[B, C, H, W]; [B, F, C, H, W]; [B * F, C, H, W]; [B, 1, C, H, W]; [B, 1, tiles, C, H, W]; of one image
-[N, C * t * p * p] or [N, C, p, p]; [B, N, C * p * p]; patches in a row [1, C, p, N * p]."""
+[N, C * t * p * p] or [N, C, p, p]; [B, N, C * p * p]; patches in a row [1, C, p, N * p]; of one image
+[1, N, C, p, p] or, m * m merged into one, [N, m * p, m * p, C]; as many as there are positions [B, P, C * p * p]."""
 
 SOUND_LAYOUTS = ("bins first", "frames first", "samples", "channel", "channel of frames")
 """[B, bins, frames]; [B, frames, bins]; [B, samples]; [B, 1, samples]; [B, 1, frames, bins]."""
@@ -94,6 +101,7 @@ class ExampleTensors:
             "encoder_hidden_states": lambda: self._random(
                 SEQUENCES, TOKENS, self._number("encoder_hidden_size", "hidden_size")
             ),
+            "task_inputs": lambda: self._random(SEQUENCES, self._number("task_seq_len")),
             "visual_feats": lambda: self._random(SEQUENCES, 5, self._number("visual_feat_dim")),
             "visual_pos": lambda: torch.rand(
                 SEQUENCES, 5, self._number("visual_pos_dim"), generator=self._generator
@@ -174,7 +182,16 @@ class ExampleTensors:
             return self._random(1, channels, patch[0], SIDE * SIDE * patch[1])
         if layout == "padded patches":
             return self._random(SEQUENCES, SIDE * SIDE, channels * patch[0] * patch[1])
-        height, width = _pair(self._first("image_size", "img_size", "input_size", "crop_size") or 224)
+        if layout == "square patches by sequence":
+            return self._random(1, SIDE * SIDE, channels, *patch)
+        if layout == "merged patches":
+            merge = self._number("spatial_merge_size")
+            return self._random(SIDE * SIDE, merge * patch[0], merge * patch[1], channels)
+        height, width = _pair(self._first("image_size", "img_size", "input_size", "crop_size") or FREE_SIDE)
+        if layout == "all patches":
+            positions = (height // patch[0]) * (width // patch[1])
+            positions = self._number("num_position_embeddings", otherwise=positions)
+            return self._random(SEQUENCES, positions, channels * patch[0] * patch[1])
         if layout == "images":
             return self._random(SEQUENCES, 1, channels, height, width)
         if layout == "tiles":

@@ -9,9 +9,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from outlierscope.errors import UserError
-from outlierscope.model.discovery.blocks import block_lists, record_whole
+from outlierscope.model.discovery.blocks import attends_by_registry, block_lists, record_whole
 from outlierscope.model.discovery.example_inputs import input_candidates
 from outlierscope.model.discovery.owner_inputs import owner_inputs, width_asked_for, widths_of
+from outlierscope.model.discovery.recording import BrokenOffError
 
 if TYPE_CHECKING:
     from outlierscope.model.discovery.recording import Recording
@@ -69,6 +70,15 @@ def feed(root: nn.Module) -> tuple[list[Fed], list[str]]:
     return fed, list(dict.fromkeys(reasons))
 
 
+def runs_whole(root: nn.Module) -> bool:
+    """Whether some example inputs pass through the whole of a model.
+
+    Raises:
+        UserError: where the model has no config.
+    """
+    return isinstance(_run(root, ""), Fed)
+
+
 def _widened(root: nn.Module, fed: list[Fed]) -> list[Fed]:
     """The same passes, the first of which reaches more of the whole model: of the towers that run in no other way."""
     whole = _run(root, "", towers_apart=False)
@@ -86,14 +96,19 @@ def _run(root: nn.Module, entry: str, towers_apart: bool = True) -> Fed | str:
     """
     module = root.get_submodule(entry)
     best: tuple[int, Fed] | None = None
-    failure = ""
+    failure, furthest = "", -1
+    broken: Fed | None = None
     try:
         for inputs in input_candidates(module):
             try:
                 passed = Fed(entry, record_whole(root, inputs, entry))
-            except Exception as error:  # foreign code may fail in any way; the reason goes into the anatomy
-                message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                failure = failure or f"a tiny forward pass of {type(module).__name__} failed ({message})"
+            except BrokenOffError as error:
+                # What failed last tells most: other layouts fail at the door.
+                if (reached := sum(error.recording.calls.values())) > furthest:
+                    cause = error.__cause__
+                    message = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
+                    failure = f"a tiny forward pass of {type(module).__name__} failed ({message})"
+                    furthest, broken = reached, Fed(entry, error.recording)
                 continue
             towers = _towers(root, entry) if towers_apart else []
             towers = [name for name in towers if _is_idle(root, name, [passed])]
@@ -110,7 +125,22 @@ def _run(root: nn.Module, entry: str, towers_apart: bool = True) -> Fed | str:
         if not hasattr(module, "config"):
             raise
         failure = failure or str(error)
+    if best is None and broken is not None and _ran_all_blocks(root, broken):
+        return broken  # what comes after the blocks may fail where a configuration fits its blocks only
     return best[1] if best is not None else failure
+
+
+def _ran_all_blocks(root: nn.Module, broken: Fed) -> bool:
+    """Whether a pass that failed at last had run every list of blocks within what was run, and seen each attend."""
+    lists = [
+        names
+        for container, names in block_lists(root).items()
+        if _is_in(container, broken.entry) and any(may_attend(root.get_submodule(name)) for name in names)
+    ]
+    left = {passage.module for passage in broken.recording.passages if passage.side == "output"}
+    return bool(lists) and all(
+        set(names) <= left and attends_by_registry(names, broken.recording) for names in lists
+    )
 
 
 def _run_owner(root: nn.Module, container: str, fed: list[Fed]) -> list[Fed]:
@@ -130,8 +160,8 @@ def _run_owner(root: nn.Module, container: str, fed: list[Fed]) -> list[Fed]:
             for inputs in owner_inputs(module, widths):
                 try:
                     passed = Fed(entry, record_whole(root, inputs, entry))
-                except Exception as error:  # foreign code may fail in any way; that of its own inputs is told
-                    asked = width_asked_for(error)
+                except BrokenOffError as error:
+                    asked = width_asked_for(str(error.__cause__))
                     if asked and asked not in (*widths, *learned) and len(widths) < MOST_WIDTHS:
                         learned.append(asked)
                     continue

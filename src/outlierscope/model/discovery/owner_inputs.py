@@ -47,13 +47,13 @@ def widths_of(block: nn.Module) -> list[int]:
     return [length for length, _ in lengths.most_common(2)]
 
 
-def width_asked_for(error: Exception) -> int | None:
+def width_asked_for(message: str) -> int | None:
     """The width that a failed pass would have taken, where PyTorch's message tells it.
 
-    >>> width_asked_for(RuntimeError("mat1 and mat2 shapes cannot be multiplied (24x64 and 320x64)"))
+    >>> width_asked_for("mat1 and mat2 shapes cannot be multiplied (24x64 and 320x64)")
     320
     """
-    found = next((match for words in WIDTH_IN_MESSAGE if (match := re.search(words, str(error)))), None)
+    found = next((match for words in WIDTH_IN_MESSAGE if (match := re.search(words, message))), None)
     return int(found[1]) if found else None
 
 

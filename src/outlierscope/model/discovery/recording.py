@@ -139,6 +139,18 @@ class Recording:
         return value
 
 
+class BrokenOffError(Exception):
+    """A pass that failed before its end; the cause is what failed.
+
+    Attributes:
+        recording: what passed before.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__("the pass broke off")
+        self.recording = recording
+
+
 def is_pattern(value: Tensor) -> bool:
     """Whether a tensor is [B, H, T, S] and its rows are distributions."""
     if value.ndim != 4 or value.shape[-2] < 2 or value.numel() == 0:
@@ -170,9 +182,13 @@ def tensors_in(
 
 class _Recorder:
     def __init__(
-        self, root: nn.Module, keep: Callable[[str, Tensor], bool], arguments_of: frozenset[str]
+        self,
+        root: nn.Module,
+        keep: Callable[[str, Tensor], bool],
+        arguments_of: frozenset[str],
+        recording: Recording,
     ) -> None:
-        self.recording = Recording()
+        self.recording = recording
         self.keep = keep
         self.arguments_of = arguments_of
         self.names = {id(module): name for name, module in root.named_modules()}
@@ -279,6 +295,7 @@ def record(
     keep: Callable[[str, Tensor], bool] = lambda _name, _tensor: True,
     arguments_of: frozenset[str] = frozenset(),
     mask: MaskFormat = "added",
+    into: Recording | None = None,
 ) -> Recording:
     """Run ``run`` under the recording attention function and keep what passes.
 
@@ -289,10 +306,11 @@ def record(
         keep: which tensors of which module are kept.
         arguments_of: modules whose call arguments are kept as they are.
         mask: the format of the masks that attention is given.
+        into: an empty recording to fill, for whoever wants what passed before an exception; none: a new one.
 
     The hooks are removed and the attention function is restored whatever happens; exceptions pass through.
     """
-    recorder = _Recorder(root, keep, arguments_of)
+    recorder = _Recorder(root, keep, arguments_of, Recording() if into is None else into)
     recorder.recording.mask = mask
     with ExitStack() as stack:
         stack.enter_context(attention_set_to(root, RECORDING_ATTENTION[mask]))
