@@ -135,7 +135,7 @@ class _OfPixels(_Unfeedable):
     main_input_name = "pixel_values"
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        batch, channels, height, width = hidden_states.shape
+        batch, channels = hidden_states.shape[:2]
         assert channels == 3
         tokens = hidden_states.reshape(batch, -1, 8)[:, :5]
         out: Tensor = self.stack(tokens).last_hidden_state
