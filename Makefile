@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup report test lint clean
+.PHONY: help setup report test lint clean browser
 .DEFAULT_GOAL := help
 
 help:
@@ -31,7 +31,12 @@ lint: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
-test: setup lint
+# Tests of the report look at it in Debian's Chromium; where it cannot be installed they are skipped and say so.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && SUDO= || SUDO="sudo -n"; \
+	  $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq chromium; } || echo "no chromium: tests of the report in a browser are skipped"
+
+test: setup lint browser
 	HF_HUB_OFFLINE=1 $(BIN)/pytest
 
 clean:

@@ -1,15 +1,12 @@
 """Figures without a threshold: the rows say what the statistics and the weights say, read directly."""
 
 import json
-import re
 
 import pytest
 import torch
 
 import outlierscope as osc
 from outlierscope.reporting.curves import head_rows, layer_rows, model_figures, weight_rows
-from outlierscope.reporting.page import MOST_HEADS, render_page
-from outlierscope.reporting.wording import number
 from outlierscope.scanning.weights import scan_weights
 
 LAYERS, HEADS, KEY_VALUE_HEADS = 5, 8, 4
@@ -185,23 +182,3 @@ def test_rows_survive_saving(scan, tmp_path):
         scan.folder = None
     for rows in (layer_rows, model_figures, head_rows, weight_rows):
         assert rows(opened) == rows(scan)
-
-
-def test_the_page_shows_them_folded(scan, weights_only):
-    page = render_page(scan)
-    assert page.count("<details>") == 4
-    titles = re.findall(r"<details><summary>(.*?)</summary>", page)
-    assert titles[0] == "The whole model, by site"
-    assert "<details open" not in page
-    assert f"{LAYERS * HEADS} of {LAYERS * HEADS} heads, most mass first." in page
-    tables = re.findall(r"<details>.*?</details>", page, flags=re.DOTALL)
-    bodies = [table.partition("<tbody>")[2].count("<tr>") for table in tables]
-    assert bodies == [
-        len(model_figures(scan)),
-        len(layer_rows(scan)),
-        min(len(head_rows(scan)), MOST_HEADS),
-        len(weight_rows(scan)),
-    ]
-    largest = max(row["column_largest"] for row in weight_rows(scan))
-    assert f">{number(largest)}<" in tables[3]
-    assert render_page(weights_only).count("<details>") == 1

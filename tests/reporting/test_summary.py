@@ -9,12 +9,9 @@ import pytest
 import outlierscope as osc
 from outlierscope.criteria.finding import Finding
 from outlierscope.reporting.outliers import outlier_lines
-from outlierscope.reporting.page import render_page
 from outlierscope.reporting.summary import summarize
 from outlierscope.reporting.terminal import print_summary, summary_json
 from outlierscope.scanning.findings import to_table
-
-HOSTILE = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
@@ -84,28 +81,6 @@ def test_overflow_comes_first_and_names_its_cause(scan):
     assert "resid_post of layer 2 reaches" in line.cause
     assert "of 65,504" in line.cause
     assert summary.verdict[0].startswith("Predicted: float16 will fail (resid_post of layer 2 reaches")
-
-
-def test_hostile_tokens_are_text(scan):
-    hostile = Finding(
-        "massive",
-        "activation",
-        layer=1,
-        site="resid_post",
-        dim=3,
-        token_id=5,
-        token=HOSTILE,
-        value=200.0,
-        score=2000.0,
-        count=1,
-        context=f'"><img src=x onerror=alert(1)> {HOSTILE}',
-    )
-    infected = osc.Scan(scan.evidence, to_table([hostile]), scan.manifest, {})
-    page = render_page(infected)
-    assert "<script" not in page
-    assert "<img" not in page
-    assert "&lt;script&gt;" in page
-    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
 
 
 def test_markup_in_tokens_is_printed_as_it_is(scan, capsys):

@@ -107,7 +107,7 @@ class Scan:
 
     def _write_page(self, path: Path) -> str:
         # The one place that reaches up into a higher room: a scan offers its report as a method.
-        from outlierscope.reporting.page import render_page
+        from outlierscope.reporting.page.render import render_page
 
         return write_bytes(path, render_page(self).encode())
 
