@@ -78,7 +78,7 @@ def test_hostile_texts_are_no_markup(infected):
     for figure in data["figures"].values():
         assert "<script" not in str(figure)
     assert any("&lt;script&gt;" in str(figure) for figure in data["figures"].values())
-    assert data["tables"]["findings"][0]["token"] == repr(HOSTILE)
+    assert data["tables"]["findings"][0]["token"] == HOSTILE
 
 
 def test_only_scripts_with_known_hashes_may_run(page):

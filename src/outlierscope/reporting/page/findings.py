@@ -46,7 +46,10 @@ def findings_section(scan: Scan) -> Section:
     if not total:
         return Section(FINDINGS, "Findings", ["No rule found any outlier."])
     table = scan.findings
-    columns = [name for name in COLUMNS if table.column(name).null_count < total or name == "token"]
+    # Without its text, a token is shown by its id.
+    columns = [
+        name for name in COLUMNS if table.column("token_id" if name == "token" else name).null_count < total
+    ]
     rows = []
     for row in table_rows(table)[:MOST]:
         token = quoted(row["token"], row["token_id"]) if row["token_id"] is not None else None

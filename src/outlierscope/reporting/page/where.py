@@ -17,7 +17,7 @@ from outlierscope.reporting.page.parts import (
     label,
     stack_prefix,
 )
-from outlierscope.reporting.wording import quoted, share
+from outlierscope.reporting.wording import positions_of, quoted, share
 from outlierscope.scanning.findings import table_rows
 from outlierscope.stats.events import Events
 from outlierscope.stats.extreme_dims import ExtremeDims
@@ -25,6 +25,8 @@ from outlierscope.stats.positions import bucket_names
 from outlierscope.stats.rules import SixSigma
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from outlierscope.model.sites import Site
@@ -170,12 +172,9 @@ def _map(
 def _strip(title: str, name: str, layers: list[int], absmax: Tensor) -> Figure:
     width = absmax.shape[1]
     each = -(-width // STRIP)
-    groups = absmax.split(each, dim=1)
-    values = torch.stack([group.amax(1) for group in groups], 1)  # [L, cells]
-    names = [
-        str(start) if each == 1 else f"{start}-{min(start + each, width) - 1}"
-        for start in range(0, width, each)
-    ]
+    starts = range(0, width, each)
+    values = torch.stack([absmax[:, start : start + each].amax(1) for start in starts], 1)  # [L, cells]
+    names = [str(start) if each == 1 else f"{start}-{min(start + each, width) - 1}" for start in starts]
     ticks = list(range(0, len(names), max(1, len(names) // 8)))
     cells = "one dim" if each == 1 else f"{each} neighbouring dims, of which the largest shows"
     return _map(
@@ -278,14 +277,17 @@ def _histograms(scan: Scan, stack: str, events: list[Events]) -> list[Figure]:
     if named:
         figures.append(_bars(f"{prefix}token", "token", f"events-tokens-{stack}", named, len(tokens)))
     last = int(positions.nonzero().max())
-    by_position = list(zip(bucket_names()[: last + 1], positions[: last + 1].tolist(), strict=True))
+    by_position = [
+        (name, count / _width(name))
+        for name, count in zip(bucket_names()[: last + 1], positions[: last + 1].tolist(), strict=True)
+    ]
     figures.append(
         _bars(f"{prefix}position", "position", f"events-positions-{stack}", by_position, len(by_position))
     )
     return figures
 
 
-def _bars(title: str, noun: str, name: str, bars: list[tuple[str, int]], total: int) -> Figure:
+def _bars(title: str, noun: str, name: str, bars: Sequence[tuple[str, float]], total: int) -> Figure:
     places = list(range(len(bars)))
     step = max(1, len(bars) // 24)
     which = f"the {len(bars)} most frequent of {total:,}" if total > len(bars) else "all that have any"
@@ -293,7 +295,11 @@ def _bars(title: str, noun: str, name: str, bars: list[tuple[str, int]], total: 
         title=title,
         explanation=(
             f"Values further than 6 std from the mean of their tensor, over all layers; by {noun}, {which}"
-            + (" (one by one up to 63, then in powers of two)" if noun == "position" else "")
+            + (
+                " (one by one up to 63, then mean counts of whole powers of two)"
+                if noun == "position"
+                else ""
+            )
             + ". After Bondarenko et al. 2023, figure 1."
         ),
         alternative=f"Histogram of {len(bars)} bars; the highest is {max(bars, key=lambda bar: bar[1])[0]}.",
@@ -304,7 +310,7 @@ def _bars(title: str, noun: str, name: str, bars: list[tuple[str, int]], total: 
                 "y": [count for _, count in bars],
                 "marker": {"color": COLOURS[0]},
                 "customdata": [label(text) for text, _ in bars],
-                "hovertemplate": f"{noun} %{{customdata}}: %{{y:,}} events<extra></extra>",
+                "hovertemplate": f"{noun} %{{customdata}}: %{{y:,.4~g}} events<extra></extra>",
             }
         ],
         layout={
@@ -321,6 +327,12 @@ def _bars(title: str, noun: str, name: str, bars: list[tuple[str, int]], total: 
     )
 
 
+def _width(bucket: str) -> int:
+    """Positions that a bucket holds: 1 for ``"5"``, 64 for ``"64-127"``."""
+    first, _, last = bucket.partition("-")
+    return int(last or first) - int(first) + 1
+
+
 def _contexts(scan: Scan) -> Table | None:
     """The first few findings of each rule that have a context."""
     taken: Counter[str] = Counter()
@@ -329,7 +341,8 @@ def _contexts(scan: Scan) -> Table | None:
         for row in table_rows(scan.findings):
             if row["context"] and taken[row["criterion"]] < MOST_CONTEXTS:
                 taken[row["criterion"]] += 1
-                token = quoted(row["token"], row["token_id"])
+                known = row["token_id"] is not None
+                token = quoted(row["token"], row["token_id"]) if known else positions_of(row["token_class"])
                 rows.append((row["criterion"], row["layer"], row["dim"], token, row["value"], row["context"]))
     columns = ("criterion", "layer", "dim", "token", "value", "context")
     return Table("contexts", "Where the strongest stand, in their text", columns, rows) if rows else None
