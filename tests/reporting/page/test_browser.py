@@ -44,7 +44,7 @@ def opened(browser, file):
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("request", lambda request: page.complaints.append(request.url))
         page.goto(file.as_uri())
-        page.wait_for_function("document.documentElement.dataset.figures === 'ready'", timeout=60_000)
+        page.locator("html[data-figures=ready]").wait_for(state="attached", timeout=60_000)
         return page
 
     yield open_page
@@ -71,7 +71,7 @@ def test_findings_filter_sort_and_stay_few_in_the_document(opened):
     host.locator("th button", has_text="value").click()
     assert "3199" in host.locator("tbody tr").first.inner_text()
     host.locator("input").fill("onerror")
-    page.wait_for_function("document.querySelector('.long').innerText.includes('40 of 3,000')")
+    page.locator(".long", has_text="40 of 3,000 rows").wait_for()
     assert page.evaluate("window.hacked") is None
 
 
