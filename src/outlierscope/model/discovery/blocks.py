@@ -120,23 +120,31 @@ def record_whole(root: nn.Module, inputs: dict[str, Any], entry: str = "") -> Re
 
 
 def _as_by_itself(module: nn.Module, inputs: dict[str, Any], output: object) -> bool:
-    """Whether a recorded pass gave what a module that attends with SDPA gives by itself; true for other modules."""
+    """Whether a recorded pass gave what a module that attends with SDPA gives by itself, in its first tensor.
+
+    True also for modules that do not attend with SDPA, or that give no tensor to compare.
+    """
     implementations = {
         getattr(getattr(part, "config", None), "_attn_implementation", None) for part in module.modules()
     }
     if "sdpa" not in implementations:
         return True
-    with torch.no_grad():
-        expected = module(**inputs)
-    pairs = zip(tensors_in(output), tensors_in(expected), strict=True)
-    return all(_close(first, second) for (_, _, first), (_, _, second) in pairs if second.is_floating_point())
+    try:
+        with torch.no_grad():
+            expected = module(**inputs)
+    except Exception:  # foreign code may fail in any way; then there is nothing to compare with
+        return True
+    first, second = (next((tensor for _, _, tensor in tensors_in(o)), None) for o in (output, expected))
+    if first is None or second is None or not second.is_floating_point():
+        return True
+    return _close(first, second)
 
 
 def _close(first: Tensor, second: Tensor) -> bool:
-    if first.shape != second.shape:
-        return False
+    if first.shape != second.shape or not second.numel():
+        return first.shape == second.shape
     tolerance = SAME_PASS if second.dtype == torch.float32 else SAME_PASS_IN_HALF_PRECISION
-    left = (first.float() - second.float()).abs().max() if second.numel() else torch.zeros(())
+    left = (first.float() - second.float()).abs().max()
     return bool(left <= tolerance * second.abs().max())  # false for NaN
 
 
