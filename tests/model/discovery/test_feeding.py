@@ -168,3 +168,18 @@ def test_blocks_are_what_takes_the_tokens_of_a_map() -> None:
     model.config = _bert().config
     recording = record_whole(model, {"input": torch.randn(2, 8, 3, 4)})
     assert [found.container for found in find_block_lists(model, recording)] == ["0.layers"]
+
+
+class _OfPatches(_OfPixels):
+    """Reads patches by sequence, and must be told their grid though its signature leaves it open."""
+
+    def forward(self, pixel_values: Tensor, grid_thw: Tensor | None = None) -> Tensor:
+        assert grid_thw is not None
+        batch, patches = pixel_values.shape[:2]
+        assert (pixel_values.ndim, patches) == (5, int(grid_thw.prod()))
+        out: Tensor = self.stack(pixel_values.reshape(batch, patches, -1)[..., :8]).last_hidden_state
+        return out
+
+
+def test_a_grid_that_may_be_left_out_is_offered_with_patches() -> None:
+    assert discover(_OfPatches()).proved is True

@@ -36,8 +36,8 @@ PRIMARY = (
 )
 """What a model may read, at a user's choice; in this order."""
 
-FROM_OTHERS = ("encoder_hidden_states",)
-"""What some parts read of other parts."""
+FROM_OTHERS = ("encoder_hidden_states", "grid_thw")
+"""What some parts read of other parts, or are told by them of how an image was cut."""
 
 COMPANIONS = {
     "pixel_values": (
