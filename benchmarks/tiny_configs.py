@@ -454,6 +454,11 @@ def _blocks(described: dict[str, Any]) -> tuple[int, int]:
                 needed, next(n for n in range(1, layers + 1) if {str(i) for i in value[:n]} == kinds)
             )
     for name, value in described.items():
+        special = value if re.fullmatch(r".*_layers", name) and isinstance(value, list) else []
+        if all(type(item) is int and item < layers for item in special) and 0 <= max(special, default=-1) < 8:
+            # Numbers of special blocks: as many plain ones must be left.
+            needed = max(needed, max(special) + 1 + BLOCKS)
+    for name, value in described.items():
         if (
             isinstance(value, int)
             and not isinstance(value, bool)

@@ -155,8 +155,9 @@ class Anatomy:
 
     Attributes:
         stacks: by name.
-        proved: true when every layer's residual identities hold; false when some do not; ``None`` when the
-            model has no attention.
+        proved: true when the residual identities of every block hold (a module of a stack's list that gives its
+            hidden states another shape is no block: all its sites are missing, with that reason); false when some
+            do not; ``None`` when the model has no attention.
         reason: why it is not proved, in one line; empty when it is.
     """
 

@@ -299,6 +299,88 @@ def test_hidden_states_changed_between_blocks_are_told():
     assert "hidden states change between decoder.0.resid_post and block 1" in anatomy.reason
 
 
+class _Between(nn.Module):
+    """A module outside of the blocks that changes what one hands to the next."""
+
+    def __init__(self, blocks, added):
+        super().__init__()
+        self.mixer = nn.Linear(32, 32)
+        self.added = added
+        blocks[1].register_forward_pre_hook(self.change, prepend=True)
+
+    def change(self, _module, args):
+        return (self.mixer(args[0]) + self.added * args[0], *args[1:])
+
+
+@pytest.mark.parametrize(
+    ("added", "identity"),
+    [
+        (0, "resid_pre = output of between.mixer"),
+        (1, "resid_pre = decoder.0.resid_post + output of between.mixer"),
+    ],
+)
+def test_a_module_between_blocks_that_changes_hidden_states_is_named(added, identity):
+    model = BY_NAME["llama"].build()
+    model.between = _Between(model.layers, added)
+    anatomy = discover(model)
+    assert anatomy.proved is True, anatomy.reason
+    second = anatomy.stacks["decoder"].layers[1]
+    assert second.identities[identity] == 0.0
+    assert "resid_pre" in second.taps
+    assert "resid_pre" not in second.aliases
+
+
+class _Reshaping(nn.Module):
+    """Not a block: it halves the number of tokens."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden, **arguments):
+        return self.block(hidden, **arguments)[:, ::2]
+
+
+def test_a_module_that_reshapes_hidden_states_has_a_number_and_no_sites():
+    torch.manual_seed(0)
+    encoder = transformers.Wav2Vec2Model(
+        transformers.Wav2Vec2Config(
+            hidden_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=64,
+            conv_dim=[8],
+            conv_kernel=[10],
+            conv_stride=[100],
+            num_feat_extract_layers=1,
+            num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+        )
+    ).eval()
+    encoder.encoder.layers[1] = _Reshaping(encoder.encoder.layers[1])
+    anatomy = discover(encoder)
+    assert anatomy.proved is True, anatomy.reason
+    before, after = anatomy.stacks["audio"], anatomy.stacks["audio_2"]
+    assert [layer.module for layer in before.layers] == ["encoder.layers.0"]
+    assert [layer.module for layer in after.layers] == [f"encoder.layers.{number}" for number in (1, 2, 3)]
+    reason = "hidden states do not enter and leave encoder.layers.1 in one shape"
+    assert set(after.layers[0].missing.values()) == {reason}
+    assert not after.layers[0].taps
+    assert not after.layers[0].aliases
+    assert after.layers[2].aliases["resid_pre"] == Site("audio_2", 1, "resid_post")
+    assert anatomy.missing[Site("audio_2", 0, "resid_post")] == reason
+
+
+def test_a_list_of_nothing_but_reshaping_modules_is_not_proved():
+    torch.manual_seed(0)
+    model = BY_NAME["llama"].build()
+    model.layers = nn.ModuleList([_Reshaping(model.layers[0])])
+    model.config.num_hidden_layers = 1
+    anatomy = discover(model)
+    assert anatomy.proved is False
+    assert anatomy.reason == "decoder: hidden states do not enter and leave layers.0 in one shape"
+
+
 @pytest.mark.parametrize(
     ("model", "config", "reason"),
     [

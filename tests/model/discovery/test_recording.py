@@ -106,3 +106,79 @@ def test_all_inputs_together_are_offered_after_the_main_one():
     offered = [set(inputs) for inputs in input_candidates(model)]
     assert offered[0] == {"input_ids", "attention_mask"}
     assert {"input_ids", "attention_mask", "pixel_values"} in offered
+
+
+class _Takes(nn.Module):
+    """A model that takes what its signature says."""
+
+    def __init__(self, forward, main, **config):
+        super().__init__()
+        self.config = transformers.PreTrainedConfig(**config)
+        self.main_input_name = main
+        self.forward = forward
+
+
+def _states_and_mask(hidden_states: "torch.Tensor", mask: "torch.Tensor | None"):
+    pass
+
+
+def _states_and_session(hidden_states: "torch.Tensor", session: "torch.Tensor"):
+    pass
+
+
+def test_an_argument_without_default_is_none_where_its_annotation_allows_that():
+    inputs = example_inputs(_Takes(_states_and_mask, "hidden_states", hidden_size=8))
+    assert inputs["hidden_states"].shape == (2, 12, 8)
+    assert inputs["mask"] is None
+    with pytest.raises(UserError, match="no example can be made of the input 'session' of _Takes"):
+        example_inputs(_Takes(_states_and_session, "hidden_states", hidden_size=8))
+
+
+def _tokens(input_ids: "torch.Tensor"):
+    pass
+
+
+def test_token_ids_of_several_codebooks_are_offered_after_plain_ones():
+    offered = input_candidates(_Takes(_tokens, "input_ids", vocab_size=50, num_codebooks=3))
+    assert [tuple(inputs["input_ids"].shape) for inputs in offered] == [(2, 12), (2, 12, 3)]
+    plain = input_candidates(_Takes(_tokens, "input_ids", vocab_size=50))
+    assert [tuple(inputs["input_ids"].shape) for inputs in plain] == [(2, 12)]
+
+
+def _sounds(input_features: "torch.Tensor", feature_lens: "torch.Tensor | None" = None):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("config", "frames"),
+    [({"n_window": 5}, 10), ({"audio_length_per_tok": 8}, 96), ({"max_source_positions": 30}, 60)],
+)
+def test_frames_of_sound_are_as_many_as_the_config_asks_for(config, frames):
+    offered = list(input_candidates(_Takes(_sounds, "input_features", num_mel_bins=4, **config)))
+    assert offered[0]["input_features"].shape == (2, 4, frames)
+    assert offered[0]["feature_lens"].tolist() == [frames] * 2
+    joined = [inputs for inputs in offered if inputs["input_features"].ndim == 2][-1]
+    assert joined["input_features"].shape == (4, int(joined["feature_lens"].sum()))
+
+
+def _pixels(pixel_values: "torch.Tensor", grid_thw: "torch.Tensor | None" = None):
+    pass
+
+
+def test_rows_of_patches_come_with_their_grid():
+    config = {"image_size": 8, "patch_size": 2, "num_channels": 3}
+    *others, last = input_candidates(_Takes(_pixels, "pixel_values", **config))
+    assert last["pixel_values"].shape == (1, 16, 3, 2, 2)
+    assert last["grid_thw"].tolist() == [[1, 4, 4]]
+    assert all("grid_thw" not in inputs for inputs in others)
+
+
+def _series(past_values: "torch.Tensor", past_values_padding: "torch.Tensor", freq: "torch.Tensor"):
+    pass
+
+
+def test_a_series_of_values_has_no_padding():
+    inputs = example_inputs(_Takes(_series, "past_values", context_length=16))
+    assert inputs["past_values"].shape == inputs["past_values_padding"].shape == (2, 16)
+    assert inputs["past_values_padding"].eq(0).all()
+    assert inputs["freq"].tolist() == [[0], [0]]

@@ -51,6 +51,8 @@ class BlockList:
         route: ``registry`` or ``returned``, as in ``AttentionPlace``.
         trouble: why the list cannot be followed, or empty.
         inner: lists within its elements whose blocks may be the blocks, where these are none.
+        reshaping: modules of the list that stand before the first block and give hidden states of another shape
+            than they take, in order.
     """
 
     container: str
@@ -59,6 +61,7 @@ class BlockList:
     route: str
     trouble: str = ""
     inner: tuple[BlockList, ...] = ()
+    reshaping: tuple[str, ...] = ()
 
 
 def record_whole(root: nn.Module, inputs: dict[str, Any], entry: str = "") -> Recording:
@@ -180,27 +183,57 @@ def find_block_lists(root: nn.Module, recording: Recording) -> list[BlockList]:
     """The stacks of a model: lists of modules that keep the shape of hidden states, some of which attend."""
     registered = {call.module for call in recording.attention}
     returning = returning_modules(recording)
-    found = {}
+    found: dict[str, BlockList] = {}
+    elements: dict[str, list[tuple[str, Block | None]]] = {}
     for container, names in block_lists(root).items():
         called = sorted(_calls_of(names, recording))
         through_registry = tuple(name for name in registered if any(_is_in(name, n) for n in names))
         inside = through_registry or tuple(name for name in returning if any(_is_in(name, n) for n in names))
         if not called or not inside:
             continue
-        blocks = [_as_block(name, call, recording) for _, name, call in called]
-        trouble = ""
-        if any(block is None for block in blocks):
-            name = called[blocks.index(None)][1]
-            trouble = f"hidden states do not enter and leave {name} in one shape"
+        elements[container] = [(name, _as_block(name, call, recording)) for _, name, call in called]
+        blocks = [block for _, block in elements[container] if block is not None]
         found[container] = BlockList(
             container,
-            _first_chain([block for block in blocks if block is not None], recording),
+            _first_chain(blocks, recording),
             inside,
             "registry" if through_registry else "returned",
-            trouble,
+            "" if blocks else not_in_one_shape(called[0][1]),
         )
     kept = [container for container in found if not _superseded(container, found, root, recording)]
-    return [replace(found[container], inner=_within_elements(container, found, root)) for container in kept]
+    return [
+        replace(run, inner=_within_elements(container, found, root))
+        for container in kept
+        for run in _runs(found[container], elements[container])
+    ]
+
+
+def not_in_one_shape(module: str) -> str:
+    """Why a module is no block."""
+    return f"hidden states do not enter and leave {module} in one shape"
+
+
+def _runs(whole: BlockList, elements: list[tuple[str, Block | None]]) -> list[BlockList]:
+    """A list taken apart where a module gives its hidden states another shape: there a residual stream begins anew."""
+    runs: list[BlockList] = []
+    reshaping: list[str] = []
+    blocks: list[Block] = []
+    for name, block in elements:
+        if block is not None and block not in whole.blocks:  # a later pass through shared blocks
+            reshaping = reshaping if blocks else []
+            break
+        if block is not None:
+            blocks.append(block)
+            continue
+        if blocks:
+            runs.append(replace(whole, blocks=tuple(blocks), reshaping=tuple(reshaping)))
+            reshaping, blocks = [], []
+        reshaping.append(name)
+    if blocks:
+        runs.append(replace(whole, blocks=tuple(blocks), reshaping=tuple(reshaping)))
+    elif reshaping and not whole.trouble:
+        runs.append(replace(whole, blocks=(), trouble=not_in_one_shape(reshaping[-1])))
+    return runs or [whole]
 
 
 def _within_elements(container: str, found: dict[str, BlockList], root: nn.Module) -> tuple[BlockList, ...]:

@@ -18,16 +18,18 @@ from outlierscope.model.discovery.blocks import (
     equal_tensors,
     find_block_lists,
     find_lists_without_attention,
+    not_in_one_shape,
 )
 from outlierscope.model.discovery.dataflow import sees_later_tokens
 from outlierscope.model.discovery.feeding import Fed, feed
 from outlierscope.model.discovery.layers import GROUPED_OTHERWISE, INNER_SITES, block_anatomy, is_causal
+from outlierscope.model.discovery.proof import NEEDED
 from outlierscope.model.discovery.recording import returned_patterns
 from outlierscope.model.discovery.trial import RandomParameters, run_trial
 from outlierscope.model.sites import Site
 
 if TYPE_CHECKING:
-    from outlierscope.model.discovery.recording import Recording
+    from outlierscope.model.discovery.recording import Passage, Recording
     from outlierscope.model.discovery.trial import Trial
 
 
@@ -109,8 +111,9 @@ def _discover_stack(
     whole = passed.recording
     name = _free_name(_stack_name(root, found, whole), taken)
     parameters = RandomParameters()
-    layers, reasons = [], []
-    for index, block in enumerate(found.blocks):
+    layers = [_reshaping_layer(index, module) for index, module in enumerate(found.reshaping)]
+    reasons = []
+    for index, block in enumerate(found.blocks, len(layers)):
         layer, reason = _discover_layer(root, block, index, name, found, whole, parameters)
         layers.append(layer)
         if reason:
@@ -186,6 +189,12 @@ def _set_tokens_apart(layer: LayerAnatomy, trial: Trial) -> None:
         layer.missing[name] = layer.missing[layer.aliases.pop(name).name]
 
 
+def _reshaping_layer(index: int, module: str) -> LayerAnatomy:
+    """A module of the list that no residual stream passes: it has its number, and nothing of it is observed."""
+    sites = ("resid_pre", *INNER_SITES, "pattern", "resid_post")
+    return LayerAnatomy(index, module, "reshaping", missing=dict.fromkeys(sites, not_in_one_shape(module)))
+
+
 def _at_call(layer: LayerAnatomy, call: int) -> LayerAnatomy:
     """The same for a later call of the block, as blocks that share their module are proved once a call."""
     if call == 0:
@@ -197,21 +206,54 @@ def _at_call(layer: LayerAnatomy, call: int) -> LayerAnatomy:
 
 
 def _join(stack: StackAnatomy, found: BlockList, whole: Recording) -> list[str]:
-    """Alias what enters a block to what left the one before, where it is the same tensor."""
+    """Alias what enters a block to what left the one before, where it is the same tensor.
+
+    Where it is not, a module outside of the blocks must have given it, or what was added: that is then told.
+    """
     reasons = []
     before = Site(stack.name, None, "embed")
-    tensor = whole.find(found.blocks[0].entrance).value
-    for layer, block in zip(stack.layers, found.blocks, strict=True):
-        entering = whole.find(block.entrance).value
-        if entering.shape == tensor.shape and torch.equal(entering, tensor):
+    left = whole.find(found.blocks[0].entrance)
+    for layer, block in zip(stack.layers[len(found.reshaping) :], found.blocks, strict=True):
+        entering = whole.find(block.entrance)
+        if equal_tensors(entering.value, left.value):
             layer.aliases["resid_pre"] = before
             layer.taps.pop("resid_pre", None)
             layer.identities[f"resid_pre = {before}"] = 0.0
+        elif brought := _brought(found, whole, left, entering):
+            layer.identities[brought.format(before=before)] = 0.0
         else:
             reasons.append(f"hidden states change between {before} and block {layer.index}")
         before = Site(stack.name, layer.index, "resid_post")
-        tensor = whole.find(block.exit).value
+        left = whole.find(block.exit)
     return reasons
+
+
+def _brought(found: BlockList, whole: Recording, left: Passage, entering: Passage) -> str:
+    """The identity of what enters a block with what a module outside gave once the block before was left; or nothing.
+
+    That module gave it itself, or what is added to the hidden states that left (written ``{before}``), and not too
+    little to tell. Equality is to the bit, in the model's own dtype.
+    """
+    inside = tuple(block.module + "." for block in found.blocks)
+    total = entering.value
+    given = [
+        passage
+        for passage in whole.passages[left.order + 1 : entering.order]
+        if passage.side == "output"
+        and not f"{passage.module}.".startswith(inside)
+        and passage.value.shape == total.shape
+    ]
+    for passage in given:
+        if equal_tensors(passage.value, total):
+            return f"resid_pre = output of {passage.module}"
+    for passage in given:
+        parts = (left.value, passage.value)
+        matter = all(
+            part.shape == total.shape and part.abs().max() >= NEEDED * total.abs().max() for part in parts
+        )
+        if matter and equal_tensors(parts[0] + parts[1], total):
+            return f"resid_pre = {{before}} + output of {passage.module}"
+    return ""
 
 
 def _find_final_norm(root: nn.Module, stack: StackAnatomy, found: BlockList, whole: Recording) -> None:

@@ -7,13 +7,19 @@ What an argument holds is told by its name, which transformers keeps to across f
 from __future__ import annotations
 
 import inspect
+import re
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from outlierscope.errors import UserError
-from outlierscope.model.discovery.example_tensors import IMAGE_LAYOUTS, SOUND_LAYOUTS, ExampleTensors
+from outlierscope.model.discovery.example_tensors import (
+    IMAGE_LAYOUTS,
+    SOUND_LAYOUTS,
+    ExampleTensors,
+    codebooks_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +54,12 @@ COMPANIONS = {
         "target_sizes",
     ),
     "input_ids": ("attention_mask",),
-    "input_features": ("input_features_mask", "feature_attention_mask"),
+    "input_features": ("input_features_mask", "feature_attention_mask", "feature_lens"),
 }
 """What goes along with an input where ``forward`` takes it."""
+
+WITH_GRID = "square patches by sequence"
+"""Layout that goes with the grid of an image, where a model takes the grid but need not have it."""
 
 
 def example_inputs(module: nn.Module, seed: int = 0) -> dict[str, Any]:
@@ -98,34 +107,61 @@ def input_candidates(module: nn.Module, seed: int = 0) -> Iterator[dict[str, Any
     wider: tuple[list[str], ...] = ([], offered, given, [*offered, *given])
     choices = dict.fromkeys(tuple(dict.fromkeys([*needed, *more])) for more in wider)
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    may_be_none = {name for name in needed if name in named and _allows_none(parameters[name])}
     unknown = ""
     for names in choices:
-        for image, sound in product(_image_layouts(names), _sound_layouts(config, names)):
-            tensors = ExampleTensors(config, image, sound, seed)
+        layouts = product(
+            _image_layouts(names, named), _sound_layouts(config, names), _with_codebooks(config, names)
+        )
+        for image, sound, codebooks in layouts:
+            tensors = ExampleTensors(config, image, sound, seed, codebooks=codebooks)
             inputs: dict[str, Any] = {name: tensors.of(name) for name in names}
-            unknown = next((name for name, value in inputs.items() if value is None), "")
+            unknown = next(
+                (name for name, value in inputs.items() if value is None and name not in may_be_none), ""
+            )
             if unknown:
                 continue
-            for name in [more for key in inputs for more in COMPANIONS.get(key, ()) if more in named]:
-                inputs.setdefault(name, tensors.of(name))
+            companions = [more for key in inputs for more in COMPANIONS.get(key, ()) if more in named]
+            if image == WITH_GRID and "grid_thw" in named:
+                companions.append("grid_thw")
+            for name in companions:
+                if (value := tensors.of(name)) is not None:
+                    inputs.setdefault(name, value)
             if "use_cache" in named:
                 inputs["use_cache"] = False
-            yield {name: _placed(value, parameter) for name, value in inputs.items() if value is not None}
+            yield {name: _placed(value, parameter) for name, value in inputs.items()}
     if len(needed) == 1 and not unknown and main == "pixel_values" and main not in named:
         # The one argument may hold the pixels that the model says that it reads, under a name of its own.
-        for image in _image_layouts((main,)):
+        for image in _image_layouts((main,), named):
             yield {needed[0]: _placed(ExampleTensors(config, image, "bins first", seed).of(main), parameter)}
     if unknown:
         raise UserError(f"no example can be made of the input {unknown!r} of {type(module).__name__}")
 
 
-def _image_layouts(names: tuple[str, ...]) -> list[str]:
+def _allows_none(parameter: inspect.Parameter) -> bool:
+    """Whether an argument without a default may be left ``None``, by its annotation.
+
+    >>> def forward(states: "Tensor", mask: "Tensor | None"): ...
+    >>> [_allows_none(parameter) for parameter in inspect.signature(forward).parameters.values()]
+    [False, True]
+    """
+    return bool(re.search(r"\bNone\b|\bOptional\b", str(parameter.annotation)))
+
+
+def _with_codebooks(config: PreTrainedConfig, names: tuple[str, ...]) -> list[bool]:
+    """Plain token ids, and where a config with a vocabulary counts codebooks, those of all of them side by side."""
+    tokens = any(name.endswith("input_ids") for name in names)
+    return [False, True] if tokens and codebooks_of(config) else [False]
+
+
+def _image_layouts(names: tuple[str, ...], named: list[str]) -> list[str]:
     if not any("pixel" in name or "image" in name or name == "grid_thw" for name in names):
         return ["image"]
     packed = any(name.endswith(("grid_thw", "spatial_shapes", "position_ids")) for name in names)
     if packed:
         return [layout for layout in IMAGE_LAYOUTS if "patches" in layout and layout != "all patches"]
-    return [layout for layout in IMAGE_LAYOUTS if "patches" not in layout or layout == "all patches"]
+    layouts = [layout for layout in IMAGE_LAYOUTS if "patches" not in layout or layout == "all patches"]
+    return [*layouts, WITH_GRID] if "grid_thw" in named else layouts
 
 
 def _sound_layouts(config: PreTrainedConfig, names: tuple[str, ...]) -> list[str]:

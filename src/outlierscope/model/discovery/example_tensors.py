@@ -36,8 +36,9 @@ IMAGE_LAYOUTS = (
 [N, C * t * p * p] or [N, C, p, p]; [B, N, C * p * p]; patches in a row [1, C, p, N * p]; of one image
 [1, N, C, p, p] or, m * m merged into one, [N, m * p, m * p, C]; as many as there are positions [B, P, C * p * p]."""
 
-SOUND_LAYOUTS = ("bins first", "frames first", "samples", "channel", "channel of frames")
-"""[B, bins, frames]; [B, frames, bins]; [B, samples]; [B, 1, samples]; [B, 1, frames, bins]."""
+SOUND_LAYOUTS = ("bins first", "frames first", "samples", "channel", "channel of frames", "joined")
+"""[B, bins, frames]; [B, frames, bins]; [B, samples]; [B, 1, samples]; [B, 1, frames, bins]; several sounds joined
+[bins, frames]."""
 
 SPECIAL_TOKENS = ("pad", "bos", "eos", "cls", "sep", "mask", "image", "video", "audio")
 
@@ -62,12 +63,16 @@ class ExampleTensors:
         image: one of ``IMAGE_LAYOUTS``.
         sound: one of ``SOUND_LAYOUTS``.
         seed: of the random values.
+        codebooks: whether token ids are [B, T, codebooks] instead of [B, T].
     """
 
-    def __init__(self, config: PreTrainedConfig, image: str, sound: str, seed: int) -> None:
+    def __init__(
+        self, config: PreTrainedConfig, image: str, sound: str, seed: int, *, codebooks: bool = False
+    ) -> None:
         self._config = config
         self._image = image
         self._sound = sound
+        self._codebooks = codebooks_of(config) if codebooks else 0
         self._generator = torch.Generator().manual_seed(seed)
 
     def of(self, name: str) -> Tensor | None:
@@ -107,6 +112,8 @@ class ExampleTensors:
                 SEQUENCES, 5, self._number("visual_pos_dim"), generator=self._generator
             ),
             "past_values": self._past,
+            "past_values_padding": lambda: torch.zeros_like(self._past(), dtype=torch.int64),
+            "freq": lambda: torch.zeros(SEQUENCES, 1, dtype=torch.int64),
             "past_observed_mask": lambda: torch.ones_like(self._past()),
             "past_time_features": lambda: self._random(SEQUENCES, self._past_length(), self._time_features()),
             "future_values": lambda: self._random(SEQUENCES, self._number("prediction_length")),
@@ -115,6 +122,7 @@ class ExampleTensors:
             ),
             "input_features_mask": lambda: torch.ones(SEQUENCES, self._frames(), dtype=torch.bool),
             "feature_attention_mask": lambda: torch.ones(SEQUENCES, self._frames(), dtype=torch.int64),
+            "feature_lens": lambda: torch.full((SEQUENCES,), self._frames()),
             "audio_mel_mask": lambda: torch.zeros(SEQUENCES, self._frames(), dtype=torch.bool),
         }
         return makers[name]() if name in makers else None
@@ -146,7 +154,8 @@ class ExampleTensors:
         }
         # Padding and separators change masks and positions in some families; plain tokens do so in none.
         plain = torch.tensor([token for token in range(limit) if token not in special] or [0])
-        return plain[torch.randint(len(plain), (SEQUENCES, TOKENS), generator=self._generator)]  # [B, T]
+        shape = (SEQUENCES, TOKENS, self._codebooks) if self._codebooks else (SEQUENCES, TOKENS)
+        return plain[torch.randint(len(plain), shape, generator=self._generator)]  # [B, T] or [B, T, C]
 
     def _boxes(self) -> Tensor:
         corners = torch.randint(50, (SEQUENCES, TOKENS, 2), generator=self._generator)
@@ -215,6 +224,12 @@ class ExampleTensors:
         return self._random(SEQUENCES, self._past_length(), *([channels] if channels else []))
 
     def _frames(self) -> int:
+        half = self._number("n_window", otherwise=0)
+        if half:  # sound is cut into windows of twice this many frames
+            return 2 * half
+        by_token = self._number("audio_length_per_tok", otherwise=0)
+        if by_token:  # every token of the text has frames of its own
+            return TOKENS * by_token
         # Convolutions in front of [B, bins, frames] ask for an exact length.
         return 2 * self._number("max_source_positions", otherwise=64) if self._sound == "bins first" else 64
 
@@ -228,7 +243,17 @@ class ExampleTensors:
             "samples": lambda: self._random(SEQUENCES, 8000),
             "channel": lambda: self._random(SEQUENCES, 1, 8000),
             "channel of frames": lambda: self._random(SEQUENCES, 1, frames, bins),
+            "joined": lambda: self._random(bins, SEQUENCES * frames),
         }[self._sound]()
+
+
+def codebooks_of(config: PreTrainedConfig) -> int:
+    """How many codebooks share a config's own vocabulary; 0 where it counts none."""
+    for name in ("num_codebooks", "num_channels"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and isinstance(getattr(config, "vocab_size", None), int):
+            return value
+    return 0
 
 
 def _with_nested(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
