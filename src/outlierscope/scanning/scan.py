@@ -90,6 +90,21 @@ class Scan:
             raise KeyError(f"no {name!r} at {place}; measured there: {', '.join(there) or 'nothing'}")
         return found
 
+    def plot(self, name: str) -> Any:
+        """A figure of the report, such as ``scan.plot("layers-decoder-resid_post")``, as a Plotly figure.
+
+        Raises:
+            KeyError: when this scan has no such figure; the message says which it has.
+        """
+        from outlierscope.reporting.page.notebook import plot_figure
+
+        return plot_figure(self, name)
+
+    def _repr_html_(self) -> str:
+        from outlierscope.reporting.page.notebook import scan_card
+
+        return scan_card(self)
+
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML report, by default into the scan's folder.
 
@@ -106,7 +121,7 @@ class Scan:
         return self.folder / REPORT
 
     def _write_page(self, path: Path) -> str:
-        # The one place that reaches up into a higher room: a scan offers its report as a method.
+        # As ``plot`` does, this reaches up into a higher room: a scan offers its report as a method.
         from outlierscope.reporting.page.render import render_page
 
         return write_bytes(path, render_page(self).encode())
