@@ -330,6 +330,28 @@ def test_a_module_between_blocks_that_changes_hidden_states_is_named(added, iden
     assert "resid_pre" not in second.aliases
 
 
+class _OtherTokens(nn.Module):
+    """An MLP beside an own one for tokens of a kind that no example holds."""
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.mlp = mlp
+        self.other = nn.Linear(32, 32)
+
+    def forward(self, hidden):
+        self.other(hidden[:, :0])
+        return self.mlp(hidden)
+
+
+def test_a_module_that_was_given_no_tokens_is_passed_over():
+    model = BY_NAME["llama"].build()
+    for layer in model.layers:
+        layer.mlp = _OtherTokens(layer.mlp)
+    anatomy = discover(model)
+    assert anatomy.proved is True, anatomy.reason
+    assert not any("other" in matrix.module for matrix in anatomy.stacks["decoder"].layers[0].matrices)
+
+
 class _Reshaping(nn.Module):
     """Not a block: it halves the number of tokens."""
 

@@ -177,7 +177,7 @@ def run_trial(
     small_norms = []
     for name in names[1:]:
         passages = recording.through(name)
-        if passages is None:
+        if passages is None or not passages[0].value.numel():  # tokens of a kind that was not fed
             continue
         linear = _as_linear(root, name, passages, recording)
         if linear is not None:
