@@ -108,7 +108,7 @@ def measure(shape: tuple[int, int, int], runs: int, clock: Callable[[], float]) 
                 times.clear()
             timed("digest", getattr, seen, "digest")
             for stat in stats:
-                timed(f"{stat.name}", stat.update, seen)
+                timed(stat.name, stat.update, seen)
     print(f"\n{list(shape)}: milliseconds, median (minimum)")
     for name, values in times.items():
         print(f"  {name:32} {statistics.median(values):8.3f} ({min(values):.3f})")

@@ -122,6 +122,22 @@ def test_everything_is_non_finite():
     assert digest.nonfinite_located.tolist() == [[0, row // 3, row % 3] for row in range(32)]
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 3), (2, 6, 3), (1, 5, 3)])
+def test_a_tensor_of_other_positions_is_refused(shape):
+    batch = batch_of(torch.ones(2, 5, dtype=torch.bool))
+    with pytest.raises(
+        ValueError, match=rf"{shape[0]} x {shape[1]} positions is none of this batch, which has 2 x 5"
+    ):
+        digest_tensor(torch.zeros(shape), batch)
+
+
+def test_a_class_without_a_name_is_refused():
+    batch = batch_of(torch.ones(2, 5, dtype=torch.bool))
+    batch.classes[1, 2] = 5
+    with pytest.raises(ValueError, match="a class beyond the 5 that are named"):
+        digest_tensor(torch.zeros(2, 5, 3), batch)
+
+
 def test_the_same_batch_gives_the_same_bits():
     real = padded(4, 60)
     tensor = torch.randn(4, 60, 24, generator=torch.Generator().manual_seed(7))

@@ -10,7 +10,7 @@ from outlierscope.model.sites import Site
 from outlierscope.stats.events import Events
 from outlierscope.stats.flags import EVENTS_PER_SEQUENCE, Flags
 from outlierscope.stats.observation import Observation
-from outlierscope.stats.positions import bucket_names, position_bucket
+from outlierscope.stats.positions import bucket_names, bucket_of, position_bucket
 from outlierscope.stats.rules import Massive, SixSigma, Systematic, least_mean_abs
 from tests.stats.sequences_of import Sequence, check_round_trip, corpora, gathered, make_batch, observe
 
@@ -233,4 +233,5 @@ def test_buckets():
     for position, bucket in zip(positions.tolist(), position_bucket(positions).tolist(), strict=True):
         low, _, high = names[bucket].partition("-")
         assert int(low) <= position <= int(high or low)
+        assert bucket_of(position) == bucket
     assert len(set(names)) == len(names)

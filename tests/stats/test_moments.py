@@ -84,6 +84,24 @@ def test_figures_of_a_normal_sample():
     assert pooled.absmax == np.abs(values).max()
 
 
+@pytest.mark.parametrize("dims", [1, 3])
+def test_batches_of_other_dims_are_refused(dims):
+    random = np.random.default_rng(6)
+
+    def seen(dims):
+        values = random.standard_normal((9, dims)).astype(np.float32)
+        return observe([Sequence(0, values, np.arange(9), np.zeros(9, np.uint8))], random)
+
+    stat, other = Moments(), Moments()
+    stat.update(seen(dims))
+    other.update(seen(2))
+    words = f"moments of {dims} dims cannot take in those of 2"
+    with pytest.raises(ValueError, match=words):
+        stat.update(seen(2))
+    with pytest.raises(ValueError, match=words):
+        stat.merge(other)
+
+
 def test_nothing_seen():
     stat = Moments()
     assert stat.pooled().count == 0

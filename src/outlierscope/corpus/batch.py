@@ -75,7 +75,13 @@ class Batch:
 
     @cached_property
     def order(self) -> TokenOrder:
-        """The real tokens by sequence and class; computed once for all sites of the forward pass."""
+        """The real tokens by sequence and class; computed once for all sites of the forward pass.
+
+        Raises:
+            ValueError: where a real token has a class beyond ``class_names``.
+        """
+        if bool((self.classes[self.real] >= len(self.class_names)).any()):
+            raise ValueError(f"a token has a class beyond the {len(self.class_names)} that are named")
         return TokenOrder.of(self.real, self.classes)
 
     def rows(self, sequence: int) -> slice:

@@ -92,7 +92,7 @@ class TappedModel:
             runner = self._observed.runner(batch.stack)
             if "use_cache" in inspect.signature(runner.forward).parameters:
                 inputs["use_cache"] = False
-            # Not inference mode: its tensors could not be updated later, and Stats live on.
+            # Not inference mode: what statistics keep shall be ordinary tensors.
             with torch.no_grad():
                 runner(**inputs)
         finally:

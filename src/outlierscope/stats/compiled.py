@@ -18,7 +18,8 @@ Loop = TypeVar("Loop", bound="Callable[..., object]")
 def compiled(loop: Loop) -> Loop:
     """A decorator: the function is compiled on its first call and runs without the GIL.
 
-    Multiplications and additions may be fused; no other liberty is taken with floating point.
+    Multiplications and additions may be fused; no other liberty is taken with floating point. What is kept is
+    compiled anew when the function's own file changes, not when that of a compiled function it calls does.
 
     >>> @compiled
     ... def total(values):

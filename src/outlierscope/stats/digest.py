@@ -26,7 +26,7 @@ LOCATED = 32
 """How many non-finite values are located."""
 
 NOWHERE = torch.zeros(0, 3, dtype=torch.int64)
-"""Their places where there is none."""
+"""Places of non-finite values where there are none; shared, never written."""
 
 TINY_VARIANCE = 1e-16
 """Below this variance fourth powers leave the normal range of float32."""
@@ -101,9 +101,17 @@ def digest_tensor(tensor: Tensor, batch: Batch) -> Digest:
     """Digest a tensor [B, T, d] of any float dtype on any device.
 
     Arithmetic on few rows is float32 (float64 for float64 tensors) around a shift near each dim's mean; their sums
-    are added in float64. Sequences whose fourth powers leave float32, and dims
-    whose variance does, are done again in float64.
+    are added in float64. Sequences whose fourth powers leave float32, and dims whose variance does, are done
+    again in float64.
+
+    Raises:
+        ValueError: for a tensor of other sequences or positions than the batch has.
     """
+    if tuple(tensor.shape[:2]) != batch.order.shape:  # compiled loops do not look at bounds
+        raise ValueError(
+            f"a tensor of {tensor.shape[0]} x {tensor.shape[1]} positions is none of this batch, "
+            f"which has {batch.order.shape[0]} x {batch.order.shape[1]}"
+        )
     flat = tensor.detach().reshape(-1, tensor.shape[2])  # [B * T, d]
     reading = read(flat, batch.order)
     digest, wrong = _digest(reading, batch.order, exact=flat.dtype == torch.float64)
@@ -157,7 +165,7 @@ def _digest(reading: Reading, order: TokenOrder, *, exact: bool) -> tuple[Digest
 
 @compiled
 def _doubt(count: Array, m2: Array, m4: Array, terms: Array) -> int:
-    """Whether the pooled sums [B] of any sequence are overflown or poor."""
+    """``OVERFLOWN`` and ``POOR``, each where it holds of the pooled sums of any sequence [B]."""
     wrong = 0
     for b in range(len(count)):
         if not np.isfinite(terms[b]):

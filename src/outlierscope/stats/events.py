@@ -68,7 +68,7 @@ class Events(Stat["Observation"]):
     tokens: int = 0
     tokens_with_any: int = 0
     _grouped: Pairs = field(default_factory=Pairs.empty, repr=False)
-    _waiting: Chain = None
+    _waiting: Chain = field(default=None, repr=False)
     _rows_waiting: int = field(default=0, repr=False)
 
     @property

@@ -121,7 +121,8 @@ class Moments(Stat["Observation"]):
         joined = np.empty((len(ROWS), len(minimum)))
         if self.count:
             mine = self.table.numpy()
-            # These refuse unlike numbers of dims; the compiled loop does not look at bounds.
+            if mine.shape[1] != len(minimum):  # the compiled loop does not look at bounds
+                raise ValueError(f"moments of {mine.shape[1]} dims cannot take in those of {len(minimum)}")
             np.minimum(mine[4], minimum, out=joined[4])
             np.maximum(mine[5], maximum, out=joined[5])
             combine_into(joined[:4], self._sums(), sums)

@@ -67,9 +67,8 @@ class Observation:
         if self._array is not None:
             return self._array, rows
         flat = self.tensor.detach().reshape(-1, self.tensor.shape[2])
-        return flat.index_select(0, torch.from_numpy(rows).to(flat.device)).float().cpu().numpy(), np.arange(
-            len(rows)
-        )
+        values = flat.index_select(0, torch.from_numpy(rows).to(flat.device)).float().cpu().numpy()
+        return values, np.arange(len(rows))
 
     @cached_property
     def _array(self) -> NDArray[np.float32] | None:

@@ -64,7 +64,9 @@ def read(flat: Tensor, order: TokenOrder) -> Reading:
         work = torch.float64 if flat.dtype == torch.float64 else torch.float32
         sample = flat.index_select(0, torch.from_numpy(spaced).to(flat.device)).to(work).cpu().numpy()
         shift = np.empty(flat.shape[1], dtype=sample.dtype)
-        _shift(sample, sample.astype(np.float32).view(np.int32), np.arange(len(sample)), shift)
+        with np.errstate(over="ignore"):  # the largest of float64 are infinite, which orders them well enough
+            bits = sample.astype(np.float32).view(np.int32)
+        _shift(sample, bits, np.arange(len(sample)), shift)
         tables = read_with_torch(flat, order, plan, torch.from_numpy(shift).to(flat.device))
     powers = tables.powers  # [4, P, d]
     if len(plan.owners) != len(order.counts) or not all(order.counts):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from outlierscope.corpus.token_order import TokenOrder
 
 PARTS = 4
-"""Fewer sequences than this are cut into parts, so that a single one keeps several cores busy."""
+"""Fewer sequences than this are cut into parts, so that a single one keeps several threads busy."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,23 +90,27 @@ class SinkRates(Stat["AttentionObservation"]):
 
     def update(self, seen: AttentionObservation) -> None:
         """Take in one layer's attention of one batch."""
+        found = SparseSums.empty(4, 2)
         for sequence in range(len(seen.real)):
             if (
                 bool(seen.finite[sequence])
                 and bool(seen.real[sequence].any())
                 and bool(seen.query_real[sequence].any())
             ):
-                self._update_sequence(seen, sequence)
+                found = found.plus(self._judge(seen, sequence))
+        self.pairs = self.pairs.plus(found)
 
-    def _update_sequence(self, seen: AttentionObservation, sequence: int) -> None:
+    def _judge(self, seen: AttentionObservation, sequence: int) -> SparseSums:
+        """Count one sequence; its sinks by threshold, head, token class and token id."""
+        nothing = SparseSums.empty(4, 2)
         judged = judged_alpha(seen, sequence)
         if judged is None:
             self.short += 1
-            return
+            return nothing
         alpha, visible = judged  # [H, K], [K]
         if not bool(visible.any()):
             self.unseen += 1
-            return
+            return nothing
         self.sequences += 1
         self.whole_windows += not seen.causal
         heads, length = alpha.shape
@@ -121,15 +125,16 @@ class SinkRates(Stat["AttentionObservation"]):
         positions = torch.zeros(len(above), heads, BUCKETS, dtype=torch.int64)
         self.positions = added(self.positions, positions.index_add_(2, bucket, above.long()))
         epsilon, head, key = above.nonzero(as_tuple=True)
-        if len(key):
-            place = seen.batch.rows(sequence).start + key
-            classes = seen.batch.classes.cpu()[sequence, place].long()
-            tokens = seen.batch.token_ids.cpu()[sequence, place]
-            ratios = seen.value_ratios(sequence)  # [H, T_real] or None
-            drain = torch.full_like(alpha[head, key], torch.nan) if ratios is None else ratios[head, key]
-            rows = torch.stack([epsilon, head, classes, tokens], 1)
-            sums = torch.stack([alpha[head, key], drain], 1)
-            self.pairs = self.pairs.plus(SparseSums(rows, torch.ones(len(rows), dtype=torch.int64), sums))
+        if not len(key):
+            return nothing
+        place = seen.batch.rows(sequence).start + key
+        classes = seen.batch.classes.cpu()[sequence, place].long()
+        tokens = seen.batch.token_ids.cpu()[sequence, place]
+        ratios = seen.value_ratios(sequence)  # [H, T_real] or None
+        drain = torch.full_like(alpha[head, key], torch.nan) if ratios is None else ratios[head, key]
+        rows = torch.stack([epsilon, head, classes, tokens], 1)
+        sums = torch.stack([alpha[head, key], drain], 1)
+        return SparseSums(rows, torch.ones(len(rows), dtype=torch.int64), sums)
 
     def merge(self, other: SinkRates) -> None:
         """Take in what another one of the same parameters has seen."""

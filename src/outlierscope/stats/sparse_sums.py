@@ -52,11 +52,11 @@ class SparseSums:
         >>> total.keys.flatten().tolist(), total.counts.tolist(), total.sums.flatten().tolist()
         ([2, 5], [1, 2], [1.0, 2.0])
         """
+        if not len(other):
+            return self
         keys = torch.cat([self.keys, other.keys]).numpy()
         counts = torch.cat([self.counts, other.counts]).numpy()
         sums = torch.cat([self.sums, other.sums]).numpy()
-        if not len(keys):
-            return self
         order = np.lexsort(keys.T[::-1])
         keys = keys[order]
         starts = np.concatenate([[0], (keys[1:] != keys[:-1]).any(1).nonzero()[0] + 1])

@@ -42,9 +42,8 @@ class Stat(ABC, Generic[Seen]):
 
         A batch is taken in by copies: until the whole forward pass has succeeded, nobody needs to know of it.
         """
-        copied = object.__new__(
-            type(self)
-        )  # copy.copy takes ten times as long, and there are many at every batch
+        # copy.copy takes ten times as long, and there are hundreds of copies at every batch.
+        copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
         return copied
 

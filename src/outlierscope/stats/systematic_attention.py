@@ -80,6 +80,7 @@ class SystematicAttention(Stat["AttentionObservation"]):
 
     def update(self, seen: AttentionObservation) -> None:
         """Take in one layer's attention of one batch."""
+        found = SparseSums.empty(2, 3)
         for sequence in range(len(seen.real)):
             rows = seen.batch.rows(sequence)
             queries = int(seen.query_real[sequence].sum())
@@ -103,7 +104,8 @@ class SystematicAttention(Stat["AttentionObservation"]):
             tokens = seen.batch.token_ids.cpu()[sequence, rows][key]
             sums = torch.stack([share[key], alpha[key], normalised[key].double()], 1)
             ones = torch.ones(len(key), dtype=torch.int64)
-            self.pairs = self.pairs.plus(SparseSums(torch.stack([classes, tokens], 1), ones, sums))
+            found = found.plus(SparseSums(torch.stack([classes, tokens], 1), ones, sums))
+        self.pairs = self.pairs.plus(found)
 
     def merge(self, other: SystematicAttention) -> None:
         """Take in what another one of the same parameters has seen."""

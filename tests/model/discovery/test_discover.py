@@ -330,6 +330,20 @@ def test_a_module_between_blocks_that_changes_hidden_states_is_named(added, iden
     assert "resid_pre" not in second.aliases
 
 
+@pytest.mark.parametrize("shape", ["kept", "pooled"])
+def test_what_a_module_between_blocks_gives_must_come_from_the_block_before(shape):
+    model = BY_NAME["llama"].build()
+    model.between = nn.Linear(32, 32) if shape == "kept" else nn.MaxPool1d(1)
+
+    def restart(_module, args):
+        fresh = torch.ones_like(args[0]) if shape == "kept" else args[0][:, :1]
+        return (model.between(fresh), *args[1:])
+
+    model.layers[1].register_forward_pre_hook(restart, prepend=True)
+    anatomy = discover(model)
+    assert anatomy.proved is False
+
+
 class _OtherTokens(nn.Module):
     """An MLP beside an own one for tokens of a kind that no example holds."""
 

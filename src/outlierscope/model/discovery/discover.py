@@ -231,9 +231,11 @@ def _join(stack: StackAnatomy, found: BlockList, whole: Recording) -> list[str]:
 def _brought(found: BlockList, whole: Recording, left: Passage, entering: Passage) -> str:
     """The identity of what enters a block with what a module outside gave once the block before was left; or nothing.
 
-    That module gave it itself, or what is added to the hidden states that left (written ``{before}``), and not too
-    little to tell. Equality is to the bit, in the model's own dtype.
+    That module read the hidden states that left (written ``{before}``) and gave, in their shape, what enters; or what
+    is added to them, and not too little to tell. Equality is to the bit, in the model's own dtype.
     """
+    if left.value.shape != entering.value.shape:
+        return ""
     inside = tuple(block.module + "." for block in found.blocks)
     total = entering.value
     given = [
@@ -244,7 +246,7 @@ def _brought(found: BlockList, whole: Recording, left: Passage, entering: Passag
         and passage.value.shape == total.shape
     ]
     for passage in given:
-        if equal_tensors(passage.value, total):
+        if equal_tensors(passage.value, total) and _read(whole, passage, left):
             return f"resid_pre = output of {passage.module}"
     for passage in given:
         parts = (left.value, passage.value)
@@ -254,6 +256,16 @@ def _brought(found: BlockList, whole: Recording, left: Passage, entering: Passag
         if matter and equal_tensors(parts[0] + parts[1], total):
             return f"resid_pre = {{before}} + output of {passage.module}"
     return ""
+
+
+def _read(whole: Recording, given: Passage, left: Passage) -> bool:
+    """Whether the call of a module that gave one passage took the other's tensor."""
+    return any(
+        passage.side == "input"
+        and (passage.module, passage.call) == (given.module, given.call)
+        and equal_tensors(passage.value, left.value)
+        for passage in whole.passages[left.order + 1 : given.order]
+    )
 
 
 def _find_final_norm(root: nn.Module, stack: StackAnatomy, found: BlockList, whole: Recording) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from outlierscope.criteria.event_rows import DELIMITERS
 from outlierscope.reporting.page.parts import (
     COLOURS,
     SCALE,
@@ -43,8 +44,6 @@ MOST_BARS = 24
 
 MOST_CONTEXTS = 3
 """Example contexts of each rule."""
-
-DELIMITERS = ("special", "strong_delimiter", "weak_semantic")
 
 
 def where_section(scan: Scan) -> Section | None:
@@ -93,8 +92,8 @@ def _dims(scan: Scan, stack: str, found: list[tuple[Site, Any]]) -> list[Figure]
         _strip(f"{prefix}all dims at a glance (resid_post)", f"strip-{stack}", layers, absmax),
         _map(
             f"{prefix}mean vector by layer (resid_post)",
-            "Mean over all tokens of the same dims; a mean far from 0 is what every token carries, "
-            "whatever it is (Luo, Kulmizev & Mao 2021).",
+            "Mean over all tokens of the same dims; a mean far from 0 may be what every token carries, or "
+            "few tokens with very large values: compare with the map above (Luo, Kulmizev & Mao 2021).",
             f"means-{stack}",
             layers,
             [str(dim) for dim in dims],
