@@ -8,9 +8,9 @@ import torch
 from outlierscope.model.attention.implementation import eager_attention
 from outlierscope.model.attention.masks import as_added, boolean_mask, without_blind
 from outlierscope.model.attention.observer import AttentionObserver
-from outlierscope.model.discovery.blocks import record_whole
 from outlierscope.model.discovery.discover import discover
 from outlierscope.model.discovery.example_inputs import example_inputs
+from outlierscope.model.discovery.whole_pass import record_whole
 from tests.model.attention.models import text_batch
 from tests.model.families import BY_NAME
 from tests.model.tiny_audio import tiny_streaming

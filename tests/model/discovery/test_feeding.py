@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from outlierscope.model.discovery.blocks import find_block_lists, record_whole
+from outlierscope.model.discovery.blocks import find_block_lists
 from outlierscope.model.discovery.discover import discover
 from outlierscope.model.discovery.feeding import feed, runs_whole
 from outlierscope.model.discovery.owner_inputs import owner_inputs, width_asked_for, widths_of
+from outlierscope.model.discovery.whole_pass import record_whole
 
 
 def _bert(blocks: int = 2) -> BertModel:

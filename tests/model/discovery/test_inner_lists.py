@@ -3,9 +3,10 @@
 import torch
 import transformers
 
-from outlierscope.model.discovery.blocks import find_block_lists, record_whole
+from outlierscope.model.discovery.blocks import find_block_lists
 from outlierscope.model.discovery.discover import discover
 from outlierscope.model.discovery.example_inputs import example_inputs
+from outlierscope.model.discovery.whole_pass import record_whole
 from outlierscope.model.sites import Site
 from outlierscope.model.taps import Taps
 

@@ -7,7 +7,7 @@ import torch
 
 from outlierscope.errors import ProofError
 from outlierscope.model.anatomy import Tap
-from outlierscope.model.discovery.blocks import find_block_lists, record_whole
+from outlierscope.model.discovery.blocks import find_block_lists
 from outlierscope.model.discovery.discover import discover
 from outlierscope.model.discovery.example_inputs import example_inputs
 from outlierscope.model.discovery.proof import (
@@ -19,6 +19,7 @@ from outlierscope.model.discovery.proof import (
     prove_sum,
 )
 from outlierscope.model.discovery.trial import RandomParameters, run_trial
+from outlierscope.model.discovery.whole_pass import record_whole
 from outlierscope.model.sites import Site
 from tests.model.families import BY_NAME
 

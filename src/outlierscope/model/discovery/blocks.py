@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from outlierscope.model.discovery.module_names import is_in, outermost
 from outlierscope.model.discovery.recording import (
-    BrokenOffError,
     Recording,
-    record,
     returned_patterns,
-    tensors_in,
 )
 
 if TYPE_CHECKING:
     from outlierscope.model.anatomy import Tap
-    from outlierscope.model.attention.masks import MaskFormat
-
-SAME_PASS, SAME_PASS_IN_HALF_PRECISION = 1e-3, 1e-1
-"""So much, of the largest value, two ways to attend may differ at a model's output."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class BlockList:
         blocks: in order.
         attention: names of the modules in them that attend.
         route: ``registry`` or ``returned``, as in ``AttentionPlace``.
-        trouble: why the list cannot be followed, or empty.
+        trouble: why the list cannot be followed, where it has no blocks; else empty.
         inner: lists within its elements whose blocks may be the blocks, where these are none.
         reshaping: modules of the list that stand before the first block and give hidden states of another shape
             than they take, in order.
@@ -64,96 +58,9 @@ class BlockList:
     reshaping: tuple[str, ...] = ()
 
 
-def record_whole(root: nn.Module, inputs: dict[str, Any], entry: str = "") -> Recording:
-    """One tiny pass: what passes the blocks and what lies outside of them.
-
-    Args:
-        root: the model; names are relative to it.
-        inputs: what is fed.
-        entry: name of the module that is run: empty for the whole model, else a tower.
-
-    Returns:
-        The recording, with the call arguments of every element of a list. Where some list never attends through
-        transformers' ``AttentionInterface`` the pass is made with ``output_attentions``, if the model takes it; where
-        only boolean masks give what SDPA gives, with such.
-
-    Raises:
-        BrokenOffError: where the pass fails, with what passed before; the cause is what failed.
-    """
-    lists = block_lists(root)
-    elements = frozenset(name for names in lists.values() for name in names)
-    inside = {name for name in dict(root.named_modules()) if _within(name, elements)}
-    everything = [name for name, _ in root.named_modules()]
-    module = root.get_submodule(entry)
-
-    def keep(name: str, tensor: Tensor) -> bool:
-        # Inside of blocks only what may be attention's weights: the rest is looked at block by block.
-        return 2 <= tensor.ndim <= 5 and (name not in inside or name in elements or tensor.ndim == 4)
-
-    outputs: list[object] = []
-
-    def run(into: Recording | None = None, mask: MaskFormat = "added", **more: bool) -> Recording:
-        with torch.no_grad():
-            return record(
-                root,
-                lambda: outputs.append(module(**inputs, **more)),
-                modules=everything,
-                keep=keep,
-                arguments_of=elements,
-                mask=mask,
-                into=into,
-            )
-
-    recording = Recording()
-    try:
-        run(recording)
-        if recording.attention and not _as_by_itself(module, inputs, outputs[-1]):
-            with_boolean_masks = run(mask="boolean")
-            if _as_by_itself(module, inputs, outputs[-1]):
-                return with_boolean_masks
-    except Exception as error:  # foreign code may fail in any way; whoever asked reads the cause
-        raise BrokenOffError(recording) from error
-    called = [names for names in lists.values() if any(recording.calls[name] for name in names)]
-    if all(attends_by_registry(names, recording) for names in called):
-        return recording
-    try:
-        return run(output_attentions=True)
-    except Exception:  # foreign code may refuse the flag in any way; then no weights are returned
-        return recording
-
-
-def _as_by_itself(module: nn.Module, inputs: dict[str, Any], output: object) -> bool:
-    """Whether a recorded pass gave what a module that attends with SDPA gives by itself, in its first tensor.
-
-    True also for modules that do not attend with SDPA, or that give no tensor to compare.
-    """
-    implementations = {
-        getattr(getattr(part, "config", None), "_attn_implementation", None) for part in module.modules()
-    }
-    if "sdpa" not in implementations:
-        return True
-    try:
-        with torch.no_grad():
-            expected = module(**inputs)
-    except Exception:  # foreign code may fail in any way; then there is nothing to compare with
-        return True
-    first, second = (next((tensor for _, _, tensor in tensors_in(o)), None) for o in (output, expected))
-    if first is None or second is None or not second.is_floating_point():
-        return True
-    return _close(first, second)
-
-
-def _close(first: Tensor, second: Tensor) -> bool:
-    if first.shape != second.shape or not second.numel():
-        return first.shape == second.shape
-    tolerance = SAME_PASS if second.dtype == torch.float32 else SAME_PASS_IN_HALF_PRECISION
-    left = (first.float() - second.float()).abs().max()
-    return bool(left <= tolerance * second.abs().max())  # false for NaN
-
-
 def attends_by_registry(names: list[str], recording: Recording) -> bool:
     """Whether some part of these modules attended through transformers' ``AttentionInterface``."""
-    return any(_is_in(call.module, name) for call in recording.attention for name in names)
+    return any(is_in(call.module, name) for call in recording.attention for name in names)
 
 
 def find_lists_without_attention(root: nn.Module, recording: Recording) -> list[BlockList]:
@@ -164,7 +71,7 @@ def find_lists_without_attention(root: nn.Module, recording: Recording) -> list[
     attending = {call.module for call in recording.attention} | returning_modules(recording)
     found = {}
     for container, names in block_lists(root).items():
-        if any(_is_in(name, container) or _is_in(container, name) for name in attending):
+        if any(is_in(name, container) or is_in(container, name) for name in attending):
             continue
         called = sorted(_calls_of(names, recording))
         blocks = [
@@ -174,21 +81,19 @@ def find_lists_without_attention(root: nn.Module, recording: Recording) -> list[
         by_token = all(recording.find(block.entrance).value.ndim == 3 for block in blocks)
         if len(blocks) == len(called) and by_token and len(set(kinds)) < len(kinds):
             found[container] = BlockList(container, _first_chain(blocks, recording), (), "returned")
-    return [
-        found[name] for name in found if not any(other != name and _is_in(name, other) for other in found)
-    ]
+    return [found[name] for name in outermost(found)]
 
 
 def find_block_lists(root: nn.Module, recording: Recording) -> list[BlockList]:
-    """The stacks of a model: lists of modules that keep the shape of hidden states, some of which attend."""
+    """The stacks of a model: stretches of lists of modules that keep the shape of hidden states, some of which attend."""
     registered = {call.module for call in recording.attention}
     returning = returning_modules(recording)
     found: dict[str, BlockList] = {}
     elements: dict[str, list[tuple[str, Block | None]]] = {}
     for container, names in block_lists(root).items():
         called = sorted(_calls_of(names, recording))
-        through_registry = tuple(name for name in registered if any(_is_in(name, n) for n in names))
-        inside = through_registry or tuple(name for name in returning if any(_is_in(name, n) for n in names))
+        through_registry = tuple(name for name in registered if any(is_in(name, n) for n in names))
+        inside = through_registry or tuple(name for name in returning if any(is_in(name, n) for n in names))
         if not called or not inside:
             continue
         elements[container] = [(name, _as_block(name, call, recording)) for _, name, call in called]
@@ -238,14 +143,9 @@ def _runs(whole: BlockList, elements: list[tuple[str, Block | None]]) -> list[Bl
 
 def _within_elements(container: str, found: dict[str, BlockList], root: nn.Module) -> tuple[BlockList, ...]:
     """The lists within the elements of a list, if they hold one kind of module each: parts of one block do not."""
-    inside = [name for name in found if name != container and _is_in(name, container)]
-    outermost = [
-        name for name in inside if not any(other != name and _is_in(name, other) for other in inside)
-    ]
-    one_kind = all(
-        len({type(part) for part in root.get_submodule(name).children()}) == 1 for name in outermost
-    )
-    return tuple(found[name] for name in outermost) if one_kind else ()
+    inside = outermost([name for name in found if name != container and is_in(name, container)])
+    one_kind = all(len({type(part) for part in root.get_submodule(name).children()}) == 1 for name in inside)
+    return tuple(found[name] for name in inside) if one_kind else ()
 
 
 def _calls_of(names: list[str], recording: Recording) -> list[tuple[int, str, int]]:
@@ -269,7 +169,7 @@ def _first_chain(blocks: list[Block], recording: Recording) -> tuple[Block, ...]
 def returning_modules(recording: Recording) -> set[str]:
     """Innermost modules that return attention weights [B, H, T, T]."""
     names = {passage.module for passage in returned_patterns(recording)}
-    return {name for name in names if not any(other != name and _is_in(other, name) for other in names)}
+    return {name for name in names if not any(other != name and is_in(other, name) for other in names)}
 
 
 def block_lists(root: nn.Module) -> dict[str, list[str]]:
@@ -298,8 +198,8 @@ def _superseded(container: str, found: dict[str, BlockList], root: nn.Module, re
     for other, rival in found.items():
         if other == container:
             continue
-        inner, outer = (rival, found[container]) if _is_in(other, container) else (found[container], rival)
-        if not _is_in(inner.container, outer.container):
+        inner, outer = (rival, found[container]) if is_in(other, container) else (found[container], rival)
+        if not is_in(inner.container, outer.container):
             continue
         tells_more = _like_blocks(inner, root) and _hand_on(inner, recording)
         if (tells_more or _lays_out_tokens(outer, inner, recording)) is (inner is rival):
@@ -309,7 +209,7 @@ def _superseded(container: str, found: dict[str, BlockList], root: nn.Module, re
 
 def _lays_out_tokens(outer: BlockList, inner: BlockList, recording: Recording) -> bool:
     """Whether an outer list takes maps [B, d, H, W], and an inner one their tokens [B, H * W, d]."""
-    if outer.trouble or inner.trouble or not outer.blocks or not inner.blocks:
+    if not outer.blocks or not inner.blocks:
         return False
     maps = recording.find(outer.blocks[0].entrance).value.shape
     tokens = recording.find(inner.blocks[0].entrance).value.shape
@@ -333,15 +233,6 @@ def _like_blocks(blocks: BlockList, root: nn.Module) -> bool:
     kinds = [
         type(root.get_submodule(block.module))
         for block in blocks.blocks
-        if any(_is_in(name, block.module) for name in blocks.attention)
+        if any(is_in(name, block.module) for name in blocks.attention)
     ]
     return len(kinds) > 1 and len(set(kinds)) < len(kinds)
-
-
-def _is_in(name: str, container: str) -> bool:
-    return container == "" or name == container or name.startswith(container + ".")
-
-
-def _within(name: str, elements: frozenset[str]) -> bool:
-    parts = name.split(".")
-    return any(".".join(parts[:length]) in elements for length in range(1, len(parts) + 1))

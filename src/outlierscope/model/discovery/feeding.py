@@ -9,10 +9,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from outlierscope.errors import UserError
-from outlierscope.model.discovery.blocks import attends_by_registry, block_lists, record_whole
+from outlierscope.model.discovery.blocks import attends_by_registry, block_lists
 from outlierscope.model.discovery.example_inputs import input_candidates
+from outlierscope.model.discovery.module_names import is_in, outermost
 from outlierscope.model.discovery.owner_inputs import owner_inputs, width_asked_for, widths_of
 from outlierscope.model.discovery.recording import BrokenOffError
+from outlierscope.model.discovery.whole_pass import record_whole
 
 if TYPE_CHECKING:
     from outlierscope.model.discovery.recording import Recording
@@ -57,7 +59,7 @@ def feed(root: nn.Module) -> tuple[list[Fed], list[str]]:
             waiting += [name for name in _towers(root, entry) if _is_idle(root, name, fed)]
         else:
             failures[entry] = passed
-            waiting += _outermost(_towers(root, entry))
+            waiting += outermost(_towers(root, entry))
     if _idle_lists(root, fed) and "" not in failures:
         fed = _widened(root, fed)
     for container in _idle_lists(root, fed):
@@ -65,7 +67,7 @@ def feed(root: nn.Module) -> tuple[list[Fed], list[str]]:
             fed += _run_owner(root, container, fed)
     reasons = []
     for container in _idle_lists(root, fed):
-        tried = [entry for entry in failures if _is_in(container, entry)]
+        tried = [entry for entry in failures if is_in(container, entry)]
         reasons.append(failures[min(tried, key=len)] if tried else f"{container} was not run")
     return fed, list(dict.fromkeys(reasons))
 
@@ -115,7 +117,7 @@ def _run(root: nn.Module, entry: str, towers_apart: bool = True) -> Fed | str:
             left = [
                 container
                 for container in _idle_lists(root, [passed], entry)
-                if not any(_is_in(container, tower) for tower in towers)
+                if not any(is_in(container, tower) for tower in towers)
             ]
             if best is None or len(left) < best[0]:
                 best = len(left), passed
@@ -135,7 +137,7 @@ def _ran_all_blocks(root: nn.Module, broken: Fed) -> bool:
     lists = [
         names
         for container, names in block_lists(root).items()
-        if _is_in(container, broken.entry) and any(may_attend(root.get_submodule(name)) for name in names)
+        if is_in(container, broken.entry) and any(may_attend(root.get_submodule(name)) for name in names)
     ]
     left = {passage.module for passage in broken.recording.passages if passage.side == "output"}
     return bool(lists) and all(
@@ -186,15 +188,8 @@ def _towers(root: nn.Module, entry: str) -> list[str]:
     return [
         name
         for name, module in root.named_modules()
-        if isinstance(module, PreTrainedModel)
-        and name != entry
-        and _is_in(name, entry)
-        and may_attend(module)
+        if isinstance(module, PreTrainedModel) and name != entry and is_in(name, entry) and may_attend(module)
     ]
-
-
-def _outermost(names: list[str]) -> list[str]:
-    return [name for name in names if not any(other != name and _is_in(name, other) for other in names)]
 
 
 def _is_idle(root: nn.Module, name: str, fed: list[Fed]) -> bool:
@@ -208,11 +203,11 @@ def _idle_lists(root: nn.Module, fed: list[Fed], entry: str = "") -> list[str]:
     idle = [
         container
         for container, names in block_lists(root).items()
-        if _is_in(container, entry)
+        if is_in(container, entry)
         and any(may_attend(root.get_submodule(name)) for name in names)
         and all(_is_idle(root, name, fed) for name in names)
     ]
-    return _outermost(idle)
+    return outermost(idle)
 
 
 def may_attend(module: nn.Module) -> bool:
@@ -220,7 +215,3 @@ def may_attend(module: nn.Module) -> bool:
     return any(
         "attention" in kind or "attn" in kind for kind in {type(m).__name__.lower() for m in module.modules()}
     )
-
-
-def _is_in(name: str, container: str) -> bool:
-    return container == "" or name == container or name.startswith(container + ".")
