@@ -35,6 +35,20 @@ SMALL_GPT = {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_to
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 
 
+def build(name: str, config: dict[str, Any], seed: int = 0) -> nn.Module:
+    """A tiny model of transformers with random weights."""
+    transformers_logging.set_verbosity_error()
+    torch.manual_seed(seed)
+    kind = getattr(transformers, name)
+    model = kind(kind.config_class(**config)).eval()
+    # Fresh biases are zero and fresh gammas one, which would hide mistakes.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
 @dataclass(frozen=True)
 class Family:
     """One row of the table: how to build it, and what must be found."""
@@ -50,16 +64,7 @@ class Family:
     final_norm: bool = True
 
     def build(self, seed: int = 0, **changes: Any) -> nn.Module:
-        transformers_logging.set_verbosity_error()
-        torch.manual_seed(seed)
-        kind = getattr(transformers, self.model)
-        model = kind(kind.config_class(**(self.config | changes))).eval()
-        # Fresh biases are zero and fresh gammas one, which would hide mistakes.
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 1:
-                    parameter += 0.2 * torch.randn_like(parameter)
-        return model
+        return build(self.model, self.config | changes, seed)
 
 
 GATED = "q k v o gate up down"

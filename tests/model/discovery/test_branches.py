@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-import transformers
-from torch import nn
 
 from outlierscope.model.discovery.discover import discover
 from outlierscope.model.discovery.example_inputs import example_inputs
 from outlierscope.model.sites import Site
 from tests.model.discovery.test_discover import assert_near, read_sites
-from tests.model.families import GROUPED, TEXT
+from tests.model.families import GROUPED, TEXT, build
 
 ADDED = ("attn_out", "cross_out", "mixer_out", "mlp_out", "side_out", "side_out_2", "side_out_3")
 MAMBA = {"mamba_d_state": 4, "mamba_dt_rank": 4, "mamba_expand": 2}
@@ -52,17 +50,6 @@ CONFORMER = {
     "vocab_size": 32,
     "pad_token_id": 0,
 }
-
-
-def build(name: str, config: dict) -> nn.Module:
-    torch.manual_seed(0)
-    kind = getattr(transformers, name)
-    model = kind(kind.config_class(**config)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter += 0.2 * torch.randn_like(parameter)
-    return model
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,11 @@
 """Residual streams that bare parameters add to, read through taps and held against plain arithmetic."""
 
 import torch
-import transformers
 
 from outlierscope.model.discovery.discover import discover
 from outlierscope.model.sites import Site
 from outlierscope.model.taps import Taps
-from tests.model.families import GROUPED, TEXT
-
-
-def build(name, **config):
-    """A tiny model none of whose vectors is all zeros or ones."""
-    torch.manual_seed(0)
-    kind = getattr(transformers, name)
-    model = kind(kind.config_class(**config)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter += 0.2 * torch.randn_like(parameter)
-    return model
+from tests.model.families import GROUPED, TEXT, build
 
 
 def read_layer(model, anatomy, layer, names):
@@ -32,7 +19,7 @@ def read_layer(model, anatomy, layer, names):
 
 
 def test_a_bias_that_is_part_of_no_layer_is_added_to_the_branch():
-    model = build("GPTNeoXJapaneseModel", **TEXT, intermediate_multiple_size=2)
+    model = build("GPTNeoXJapaneseModel", TEXT | {"intermediate_multiple_size": 2})
     anatomy = discover(model)
     assert anatomy.proved, anatomy.reason
     first, last = (anatomy.tap(Site("decoder", layer, "attn_out")) for layer in (0, 1))
@@ -48,7 +35,7 @@ def test_a_bias_that_is_part_of_no_layer_is_added_to_the_branch():
 
 
 def test_branch_and_stream_are_scaled_after_parameters_were_added():
-    model = build("ZayaModel", **GROUPED | {"head_dim": 8, "num_experts": 4, "vocab_size": 64})
+    model = build("ZayaModel", GROUPED | {"head_dim": 8, "num_experts": 4, "vocab_size": 64})
     anatomy = discover(model)
     assert anatomy.proved, anatomy.reason
     for name, place in (("attn_out", "post_attention"), ("mlp_out", "post_mlp")):
@@ -69,7 +56,7 @@ def test_branch_and_stream_are_scaled_after_parameters_were_added():
 
 
 def test_what_is_added_and_is_no_parameter_is_refused():
-    model = build("LlamaModel", **GROUPED)
+    model = build("LlamaModel", GROUPED)
     constant = torch.rand(model.config.hidden_size) + 0.5
     model.layers[1].register_forward_hook(lambda _module, _given, output: output + constant)
     anatomy = discover(model)
