@@ -97,6 +97,11 @@ class TokenOrder:
         """``bounds`` as a NumPy array."""
         return np.array(self.bounds, dtype=np.int64)
 
+    @cached_property
+    def count_array(self) -> NDArray[np.float64]:
+        """[B] ``counts`` as a NumPy array, for arithmetic."""
+        return np.array(self.counts, dtype=np.float64)
+
     def spaced(self, number: int) -> NDArray[np.int64]:
         """At most ``number`` evenly spaced entries of ``rows``, from the middles of equal parts."""
         count = len(self.rows)

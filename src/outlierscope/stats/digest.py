@@ -134,7 +134,7 @@ def digest_tensor(tensor: Tensor, batch: Batch) -> Digest:
 
 def _digest(reading: Reading, order: TokenOrder, *, exact: bool) -> tuple[Digest, int]:
     """The digest as the arithmetic of the reading gives it, and what is wrong with it."""
-    counts, dims = np.diff(order.bound_array).astype(np.float64), len(reading.shift)
+    counts, dims = order.count_array, len(reading.shift)
     sums, pooled, terms = sums_from_shifted(counts, reading.shift.astype(np.float64), reading.powers)
     digest = Digest(
         order=order,
@@ -233,7 +233,7 @@ def _on_cpu(tensor: Tensor) -> Array:
 def _sum_again(digest: Digest, reading: Reading, flat: Tensor) -> None:
     """Sum again those sequences in float64 that float32 does not serve."""
     order = digest.order
-    counts = np.diff(order.bound_array).astype(np.float64)
+    counts = order.count_array
     overflown = ~np.isfinite(reading.powers[3].sum(1))  # [B]
     reading.powers[:, overflown] = 0.0
     shift = np.nan_to_num(reading.shift.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
