@@ -93,7 +93,7 @@ def layer_rows(scan: Scan) -> list[Row]:
     return sorted(rows, key=lambda row: (row["stack"], LAYER_CURVES.index(row["site"]), row["layer"]))
 
 
-def head_rows(scan: Scan) -> list[Row]:
+def head_rows(scan: Scan, more: tuple[str, ...] = ()) -> list[Row]:
     """What every observed head attends to and how much it writes, one row per stack, layer and head.
 
     Each row: ``stack``, ``layer``, ``head``; the figures of Bondarenko et al. 2023, section 3:
@@ -103,7 +103,8 @@ def head_rows(scan: Scan) -> list[Row]:
     mean over queries); ``initial_alpha`` (alpha of the first position, mean over sequences) and
     ``mean_largest_alpha`` (largest alpha of a judged key of the first 64 tokens, or of the sequence where the
     layer is not causal, mean over sequences; Gu et al. 2024, section 3). All are of the sampled sequences;
-    ``None`` where values were not at hand or no sequence was long enough.
+    ``None`` where values were not at hand or no sequence was long enough. Further figures of ``head_figures`` come
+    as they are where ``more`` names them.
     """
     evidence = scan.evidence
     rows = []
@@ -124,6 +125,7 @@ def head_rows(scan: Scan) -> list[Row]:
                     "head": head,
                     **{figure: _finite(figures[figure]) for figure in HEAD_FIGURES},
                     "mean_largest_alpha": _finite(largest),
+                    **{name: figures[name] for name in more},
                 }
             )
     return rows

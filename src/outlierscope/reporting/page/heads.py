@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from outlierscope.criteria.idle_heads import head_figures
-from outlierscope.model.sites import PATTERNS
 from outlierscope.reporting.curves import head_rows
 from outlierscope.reporting.heads import attention_summaries, head_lines
 from outlierscope.reporting.page.parts import (
@@ -16,10 +14,11 @@ from outlierscope.reporting.page.parts import (
     Table,
     axis,
     label,
+    layer_axis,
+    map_height,
     stack_prefix,
 )
 from outlierscope.reporting.wording import positions_of
-from outlierscope.stats.heads import Heads
 
 if TYPE_CHECKING:
     from outlierscope.scanning.scan import Scan
@@ -50,7 +49,7 @@ MAPS = (
 
 def heads_section(scan: Scan) -> Section | None:
     """Maps of layers and heads, and where their attention goes; ``None`` where no attention was observed."""
-    rows = _rows(scan)
+    rows = head_rows(scan, more=("idle_share", "normalised_entropy", "mass_by_class"))
     sentences = [line[0].upper() + line[1:] + "." for line in head_lines(scan, attention_summaries(scan))]
     if not rows:
         return Section("heads", "Heads", sentences) if sentences else None
@@ -66,23 +65,6 @@ def heads_section(scan: Scan) -> Section | None:
         ]
         parts.append(_classes(prefix, f"{stack}-{site}", found))
     return Section("heads", "Heads: what attention rests on", sentences, parts)
-
-
-def _rows(scan: Scan) -> list[Row]:
-    """``head_rows`` with the figures that only the page shows."""
-    evidence = scan.evidence
-    more: dict[tuple[str, int | None, str], list[dict[str, Any]]] = {}
-    for site in evidence.anatomy.sites(*PATTERNS):
-        stats = evidence.measurements.at(evidence.anatomy.canonical(site))
-        heads = next((stat for stat in stats if isinstance(stat, Heads) and stat.queries), None)
-        if heads is not None:
-            more[site.stack, site.layer, site.name] = head_figures(evidence, heads)
-    rows = []
-    for row in head_rows(scan):
-        figures = more[row["stack"], row["layer"], row["site"]][row["head"]]
-        names = ("idle_share", "normalised_entropy", "mass_by_class")
-        rows.append(row | {name: figures[name] for name in names})
-    return rows
 
 
 def _map(prefix: str, name: str, rows: list[Row], figure: str, title: str, explanation: str) -> Figure:
@@ -114,8 +96,8 @@ def _map(prefix: str, name: str, rows: list[Row], figure: str, title: str, expla
         ],
         layout={
             "xaxis": axis("head", dtick=1 if heads <= 16 else None),
-            "yaxis": axis("layer", dtick=1 if len(layers) <= 16 else None),
-            "height": min(260 + 12 * len(layers), 700),
+            "yaxis": layer_axis(len(layers)),
+            "height": map_height(len(layers)),
         },
         table=Table.of(
             f"heads-{name}-{title.replace(' ', '-')}",

@@ -6,7 +6,16 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from outlierscope.reporting.curves import layer_rows
-from outlierscope.reporting.page.parts import COLOURS, Figure, Section, Table, axis, stack_prefix
+from outlierscope.reporting.page.parts import (
+    COLOURS,
+    Figure,
+    Section,
+    Table,
+    axis,
+    curve,
+    layer_axis,
+    stack_prefix,
+)
 from outlierscope.reporting.wording import counted, number
 
 if TYPE_CHECKING:
@@ -61,15 +70,7 @@ def _sentences(rows: list[Row]) -> list[str]:
 def _magnitudes(scan: Scan, stack: str, site: str, rows: list[Row]) -> Figure:
     x = [row["layer"] for row in rows]
     traces = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": name,
-            "x": x,
-            "y": [row[figure] for row in rows],
-            "line": {"color": colour, "dash": dash, "width": 2},
-            "hovertemplate": f"layer %{{x}}: {name} %{{y:.4g}}<extra></extra>",
-        }
+        curve(name, x, [row[figure] for row in rows], colour, f"layer %{{x}}: {name} %{{y:.4g}}", dash)
         for (figure, name), colour, dash in zip(
             MAGNITUDES.items(),
             COLOURS,
@@ -89,7 +90,7 @@ def _magnitudes(scan: Scan, stack: str, site: str, rows: list[Row]) -> Figure:
         f"{number(peak['top_1'])} in layer {peak['layer']}.",
         traces=traces,
         layout={
-            "xaxis": axis("layer", dtick=1 if len(x) <= 16 else None),
+            "xaxis": layer_axis(len(x)),
             "yaxis": axis("magnitude", type="log", exponentformat="power"),
         },
         table=Table.of(
@@ -105,17 +106,9 @@ def _shape(scan: Scan, stack: str, rows: list[Row]) -> Figure:
     for place, (site, group) in enumerate(groupby(rows, key=lambda row: row["site"])):
         found = list(group)
         for figure, name, dash in (("inf_norm", "inf norm", "solid"), ("kurtosis", "kurtosis", "dot")):
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers",
-                    "name": f"{name}, {site}",
-                    "x": [row["layer"] for row in found],
-                    "y": [row[figure] for row in found],
-                    "line": {"color": COLOURS[place], "dash": dash, "width": 2},
-                    "hovertemplate": f"layer %{{x}}: {name} of {site} %{{y:.4g}}<extra></extra>",
-                }
-            )
+            x, y = [row["layer"] for row in found], [row[figure] for row in found]
+            hover = f"layer %{{x}}: {name} of {site} %{{y:.4g}}"
+            traces.append(curve(f"{name}, {site}", x, y, COLOURS[place], hover, dash))
     return Figure(
         title=f"{stack_prefix(scan, stack)}inf norm and kurtosis",
         explanation=(

@@ -18,13 +18,16 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 SCALE = "Cividis"
 """Colours of heat maps: even steps in brightness, for colour-blind readers and for print as well."""
 
+MOST_DIMS = 24
+"""Dims that a heat map shows each by itself: those that stand out most in any layer."""
+
 
 @dataclass(frozen=True)
 class Table:
     """Numbers that can be sorted, copied and saved as CSV.
 
     Attributes:
-        name: of the CSV file, unique on the page; letters, digits and dashes.
+        name: of the CSV file, unique on the page; letters, digits, dashes and underscores.
         caption: what the rows are.
         columns: their names.
         rows: one value per column; numbers, texts or ``None``.
@@ -112,6 +115,41 @@ def rounded(value: Any, digits: int = 4) -> Any:
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """A Plotly axis with a title."""
     return {"title": {"text": title}, **more}
+
+
+def layer_axis(layers: int) -> dict[str, Any]:
+    """An axis of layers: each has its tick while they are few."""
+    return axis("layer", dtick=1 if layers <= 16 else None)
+
+
+def map_height(layers: int) -> int:
+    """Height in pixels of a heat map with one row per layer."""
+    return min(260 + 12 * layers, 700)
+
+
+def curve(
+    name: str, x: list[Any], y: list[Any], colour: str, hover: str, dash: str | None = None
+) -> dict[str, Any]:
+    """A Plotly trace of a line with its points.
+
+    Args:
+        name: in the legend.
+        x: layers.
+        y: one value each.
+        colour: of ``COLOURS``.
+        hover: Plotly's template for a point.
+        dash: Plotly's word for the kind of line; none: solid.
+    """
+    line = {"color": colour, "width": 2} | ({"dash": dash} if dash else {})
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": x,
+        "y": y,
+        "line": line,
+        "hovertemplate": f"{hover}<extra></extra>",
+    }
 
 
 def stack_prefix(scan: Scan, stack: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -17,35 +17,11 @@ from outlierscope.reporting.summary import FORMAT_NAMES, summarize
 from outlierscope.version import __version__
 
 if TYPE_CHECKING:
-    from outlierscope.reporting.page.parts import Section
     from outlierscope.scanning.scan import Scan
 
 
 def render_page(scan: Scan) -> str:
     """The report as HTML text; texts from data are escaped wherever they are shown."""
-    summary = summarize(scan)
-    word, kind = headline(summary)
-    return page_of(
-        "page.html",
-        make_sections(scan),
-        summary=summary,
-        headline=word,
-        headline_kind=kind,
-        misleading=misleading(scan, summary),
-        base_rates=base_rates(scan, summary),
-        format_rules={name: rule for rule, name in FORMAT_NAMES.items()},
-        settings=_settings(scan),
-    )
-
-
-def page_of(template: str, sections: list[Section], **more: Any) -> str:
-    """A template filled with sections, and with what makes them move.
-
-    Args:
-        template: its file.
-        sections: in order.
-        more: further names for the template.
-    """
     environment = Environment(
         loader=PackageLoader("outlierscope.reporting", "page"),
         autoescape=True,
@@ -55,11 +31,20 @@ def page_of(template: str, sections: list[Section], **more: Any) -> str:
     )
     environment.filters["explained"] = explained
     environment.tests["figure"] = lambda part: isinstance(part, Figure)
+    summary, sections = summarize(scan), make_sections(scan)
+    word, kind = headline(summary)
     figures = [part for section in sections for part in section.parts if isinstance(part, Figure)]
     tables = [part for section in sections for part in section.parts if isinstance(part, Table)]
     plotly, plotly_hash = plotly_script()
     script = _asset("page.js")
-    return environment.get_template(template).render(
+    return environment.get_template("page.html").render(
+        summary=summary,
+        headline=word,
+        headline_kind=kind,
+        misleading=misleading(scan, summary),
+        base_rates=base_rates(scan, summary),
+        format_rules={name: rule for rule, name in FORMAT_NAMES.items()},
+        settings=_settings(scan),
         sections=sections,
         long_table=FINDINGS,
         style=_asset("page.css"),
@@ -72,7 +57,6 @@ def page_of(template: str, sections: list[Section], **more: Any) -> str:
         plotly=plotly,
         data=page_data(figures, tables, {"terms": TERMS}),
         version=__version__,
-        **more,
     )
 
 

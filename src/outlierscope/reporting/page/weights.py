@@ -5,15 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from outlierscope.reporting.curves import weight_rows
-from outlierscope.reporting.page.parts import COLOURS, Figure, Section, Table, axis, label, stack_prefix
+from outlierscope.reporting.page.parts import (
+    COLOURS,
+    MOST_DIMS,
+    Figure,
+    Section,
+    Table,
+    axis,
+    curve,
+    label,
+    stack_prefix,
+)
 from outlierscope.reporting.wording import number
 
 if TYPE_CHECKING:
     from outlierscope.scanning.scan import Scan
     from outlierscope.weights.summary import MatrixSummary
-
-MOST_DIMS = 24
-"""Dims of norm weights that are drawn: those that stand out most in any layer."""
 
 
 def weights_section(scan: Scan) -> Section | None:
@@ -42,19 +49,14 @@ def weights_section(scan: Scan) -> Section | None:
 def _ratios(scan: Scan, stack: str, noun: str, rows: list[dict[str, Any]]) -> Figure:
     roles = list(dict.fromkeys(row["role"] for row in rows))
     traces = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": label(role),
-            "x": [row["layer"] for row in rows if row["role"] == role],
-            "y": [row[f"{noun}_largest"] for row in rows if row["role"] == role],
-            "line": {
-                "color": COLOURS[index % len(COLOURS)],
-                "dash": "solid" if index < len(COLOURS) else "dot",
-                "width": 2,
-            },
-            "hovertemplate": f"layer %{{x}}: %{{y:.4g}} ({label(role)})<extra></extra>",
-        }
+        curve(
+            label(role),
+            [row["layer"] for row in rows if row["role"] == role],
+            [row[f"{noun}_largest"] for row in rows if row["role"] == role],
+            COLOURS[index % len(COLOURS)],
+            f"layer %{{x}}: %{{y:.4g}} ({label(role)})",
+            "solid" if index < len(COLOURS) else "dot",
+        )
         for index, role in enumerate(roles)
     ]
     columns = ("layer", "role", "parameter", f"{noun}_median", f"{noun}_quantile_99", f"{noun}_largest")
@@ -93,6 +95,7 @@ def _norm(scan: Scan, stack: str, size: int, summaries: list[MatrixSummary]) -> 
     dims = sorted(distance.abs().amax(0).topk(min(MOST_DIMS, size)).indices.tolist())
     shown = distance[:, dims]
     names = [summary.parameter for summary in summaries]
+    ticks = range(0, len(names), max(1, len(names) // 12))
     return Figure(
         title=f"{stack_prefix(scan, stack)}weights of the norms of width {size:,}",
         explanation=(
@@ -118,10 +121,8 @@ def _norm(scan: Scan, stack: str, size: int, summaries: list[MatrixSummary]) -> 
             "xaxis": axis("dim", tickvals=list(range(len(dims))), ticktext=[str(dim) for dim in dims]),
             "yaxis": axis(
                 "layer",
-                tickvals=list(range(0, len(names), max(1, len(names) // 12))),
-                ticktext=[
-                    str(summaries[index].layer) for index in range(0, len(names), max(1, len(names) // 12))
-                ],
+                tickvals=list(ticks),
+                ticktext=[str(summaries[index].layer) for index in ticks],
                 autorange="reversed",
             ),
         },
