@@ -38,6 +38,6 @@ def plot_figure(scan: Scan, name: str) -> Any:
 def scan_card(scan: Scan) -> str:
     """What a scan shows of itself in a notebook: its verdict as HTML, with texts escaped."""
     summary = summarize(scan)
-    word, _ = headline(summary)
+    word, _ = headline(scan, summary)
     lines = "".join(f"<p>{escape(line)}</p>" for line in summary.verdict)
     return f"<p><strong>{escape(word)}</strong>: {escape(summary.model)}</p>{lines}"

@@ -32,7 +32,7 @@ def render_page(scan: Scan) -> str:
     environment.filters["explained"] = explained
     environment.tests["figure"] = lambda part: isinstance(part, Figure)
     summary, sections = summarize(scan), make_sections(scan)
-    word, kind = headline(summary)
+    word, kind = headline(scan, summary)
     figures = [part for section in sections for part in section.parts if isinstance(part, Figure)]
     tables = [part for section in sections for part in section.parts if isinstance(part, Table)]
     plotly, plotly_hash = plotly_script()

@@ -7,7 +7,8 @@ import re
 from markupsafe import Markup, escape
 
 TERMS = {
-    "massive": "A value above 100 and above 1000 times the median magnitude of its tensor (Sun et al. 2024).",
+    "massive": "A value of the residual stream above 100 and above 1000 times the median magnitude of its "
+    "tensor (Sun et al. 2024).",
     "six_sigma": "A value further than 6 standard deviations from the mean of its tensor (Bondarenko et al. 2023).",
     "attention sink": "A token to which a head gives its attention whatever it reads (Gu et al. 2024).",
     "no-op head": "A head that writes next to nothing for at least half of its queries (Bondarenko et "

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from outlierscope.reporting.curves import model_figures
 from outlierscope.reporting.wording import number
 from outlierscope.scanning.findings import table_rows
+from outlierscope.stats.events import Events
+from outlierscope.stats.rules import Massive
 
 if TYPE_CHECKING:
     from outlierscope.reporting.summary import Summary
@@ -31,7 +33,21 @@ class BaseRate:
     source: str
 
 
-def headline(summary: Summary) -> tuple[str, str]:
+def massive_judged(scan: Scan) -> bool:
+    """Whether the rule ``massive`` was asked for, had its statistics and had enough data everywhere."""
+    evidence = scan.evidence
+    return (
+        "activation" in scan.manifest["settings"]["only"]
+        and all(row["what"] != "massive" for row in scan.manifest["not_observed"])
+        and any(
+            isinstance(stat, Events) and isinstance(stat.rule, Massive)
+            for site in evidence.anatomy.sites("resid_post")
+            for stat in evidence.measurements.at(evidence.anatomy.canonical(site))
+        )
+    )
+
+
+def headline(scan: Scan, summary: Summary) -> tuple[str, str]:
     """The first word, by the rule of docs/rules.md, and its kind: ``fine``, ``at-risk``, ``fails`` or ``unknown``."""
     words = {line.word for line in summary.formats}
     massive = any(line.rule == "massive" for line in summary.outliers)
@@ -43,6 +59,8 @@ def headline(summary: Summary) -> tuple[str, str]:
         return "Not judged as a whole", "unknown"
     if massive:
         return "Fine in every number format, with massive activations", "fine"
+    if not massive_judged(scan):
+        return "Fine in every number format, massive activations not judged", "fine"
     return "Healthy", "fine"
 
 
@@ -53,13 +71,19 @@ def misleading(scan: Scan, summary: Summary) -> list[tuple[str, str]]:
     massive = [row for row in table_rows(scan.findings) if row["criterion"] == "massive"]
     told = []
     if massive and int8 == "fine":
+        # Formats of the stream itself, which int8 linear layers do not round.
+        others = {
+            name: {"fails": "fails", "at risk": "is at risk"}.get(words[name], "is not judged")
+            for name in ("float16", "bfloat16")
+            if name in words and words[name] != "fine"
+        }
         peak = max(massive, key=lambda row: abs(row["value"]))
         told.append(
             (
-                "Looks alarming, isn't",
+                "Looks alarming, isn't" if not others else "Harmless for int8 only",
                 f"The residual stream reaches {number(peak['value'])} (layer {peak['layer']}, dim "
-                f"{peak['dim']}); int8 linear "
-                "layers read it through norms, and what they read is predicted fine.",
+                f"{peak['dim']}); what int8 linear layers read is predicted fine"
+                f"{''.join(f', {name} {word}' for name, word in others.items())}.",
             )
         )
     usual = [line for line in summary.heads if "usual for" in line and "not usual" not in line]
@@ -72,11 +96,11 @@ def misleading(scan: Scan, summary: Summary) -> list[tuple[str, str]]:
                 "in calibration data and in serving.",
             )
         )
-    if not massive and int8 in ("at risk", "fails"):
+    if not massive and massive_judged(scan) and int8 in ("at risk", "fails"):
         told.append(
             (
                 "Looks harmless, isn't",
-                "No value is massive, and yet int8 per tensor "
+                "No value of the residual stream is massive, and yet int8 per tensor "
                 f"{'fails' if int8 == 'fails' else 'is at risk'}: a few large values "
                 "set the range that all others of a linear input must share.",
             )

@@ -37,10 +37,10 @@ def weights_section(scan: Scan) -> Section | None:
     sentences = []
     if rows:
         peak = max(rows, key=lambda row: row["column_largest"] or 0.0)
-        where = f"layer {peak['layer']}" if peak["layer"] is not None else "outside of the blocks"
+        where = f"of layer {peak['layer']}" if peak["layer"] is not None else "outside of the blocks"
         sentences.append(
             f"Strongest column: {number(peak['column_largest'])} times the mean magnitude of its column, in the "
-            f"{peak['role']} matrix of {where}. Columns and rows that the rules name are in the "
+            f"{peak['role']} matrix {where}. Columns and rows that the rules name are in the "
             "findings (weight_column, weight_row)."
         )
     return Section("weights", "Weights", sentences, parts)
